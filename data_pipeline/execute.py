@@ -1,0 +1,269 @@
+"""Run shard tasks on worker processes that may die at any time.
+
+The supervisor owns one pipe per worker. A worker that is killed, or that takes longer than the time
+limit, is replaced, and its task is tried again elsewhere: three attempts, then the run stops with
+what the last one said. Workers die with the driver, however it dies. Results arrive in any order;
+nothing a task writes may depend on which worker ran it or when.
+
+    with LocalExecutor(num_workers=2) as executor:
+        executor.run([Task("a", work, {"x": 1})], on_result=collect)
+"""
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from llmtrain.errors import DataError, LLMTrainError
+
+ATTEMPTS = 3
+"""How often one task is tried."""
+_CLOSE_SECONDS = 5.0
+_PRELOAD = ["data_pipeline.pipeline"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One call of a module-level function; its arguments and result are pickled."""
+
+    key: str
+    """Name, unique within one ``run``."""
+    function: Callable[..., Any]
+    """What to call."""
+    arguments: Mapping[str, Any]
+    """Keyword arguments."""
+    cost: int = 0
+    """Size of the work in any unit; larger tasks start first."""
+
+
+class Executor(Protocol):
+    """Something that runs tasks."""
+
+    def run(self, tasks: Sequence[Task], on_result: Callable[[Task, Any], None]) -> None:
+        """Run every task once with success, calling ``on_result`` in the driver for each."""
+        ...
+
+
+class TaskFailedError(RuntimeError):
+    """A task failed in every attempt."""
+
+
+class InlineExecutor:
+    """Runs tasks one after another in this process: for a debugger, and for tests of stages."""
+
+    def run(self, tasks: Sequence[Task], on_result: Callable[[Task, Any], None]) -> None:
+        """Run the tasks in order."""
+        for task in tasks:
+            on_result(task, task.function(**task.arguments))
+
+
+@dataclass
+class _Worker:
+    """A live process, its pipe, and what it is doing."""
+
+    process: Any
+    pipe: Connection
+    lifeline: Connection
+    task: Task | None = None
+    deadline: float = 0.0
+
+
+@dataclass
+class LocalExecutor:
+    """A supervisor over worker processes on this machine."""
+
+    num_workers: int
+    """Processes that run tasks at the same time."""
+    time_limit_s: float = 3600.0
+    """Seconds one attempt may take before its worker is killed."""
+    attempts: int = ATTEMPTS
+    """How often one task is tried."""
+    _workers: list[_Worker] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for worker in self._workers:
+            if worker.task is None and error is None:
+                _send(worker, None)
+            else:
+                worker.process.kill()
+        for worker in self._workers:
+            worker.process.join(_CLOSE_SECONDS)
+            _discard(worker)
+        self._workers.clear()
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers that are alive."""
+        return [w.process.pid for w in self._workers if w.process.is_alive()]
+
+    def run(self, tasks: Sequence[Task], on_result: Callable[[Task, Any], None]) -> None:
+        """Run every task once with success; larger ones first.
+
+        Raises:
+            LLMTrainError: what a task raised because its input is wrong; it is not tried again.
+            TaskFailedError: a task failed or its worker died in every attempt.
+        """
+        waiting = deque(sorted(tasks, key=lambda task: -task.cost))
+        failures: dict[str, list[str]] = {}
+        unfinished = len(waiting)
+        while unfinished:
+            self._dispatch(waiting)
+            for worker in self._ready():
+                task = worker.task
+                kind, value = self._receive(worker)
+                if task is None:
+                    continue
+                if kind == "done":
+                    unfinished -= 1
+                    on_result(task, value)
+                elif kind == "refused":
+                    raise value
+                else:
+                    self._note_failure(task, value, failures)
+                    waiting.appendleft(task)
+
+    def _note_failure(self, task: Task, reason: str, failures: dict[str, list[str]]) -> None:
+        reasons = failures.setdefault(task.key, [])
+        reasons.append(reason)
+        logger.warning("%s: attempt %d failed: %s", task.key, len(reasons), _last_line(reason))
+        if len(reasons) >= self.attempts:
+            raise TaskFailedError(
+                f"{task.key} failed {len(reasons)} times; the last time: {reason}"
+            )
+
+    def _dispatch(self, waiting: deque[Task]) -> None:
+        """Give every idle worker a task, starting workers while there is work for more."""
+        idle = [w for w in self._workers if w.task is None]
+        while waiting and (idle or len(self._workers) < self.num_workers):
+            worker = idle.pop() if idle else self._start()
+            worker.task = waiting.popleft()
+            worker.deadline = time.monotonic() + self.time_limit_s
+            _send(worker, (worker.task.function, dict(worker.task.arguments)))
+
+    def _start(self) -> _Worker:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOAD)
+        pipe, worker_pipe = context.Pipe()
+        lifeline_end, lifeline = context.Pipe(duplex=False)
+        process = context.Process(target=_work, args=(worker_pipe, lifeline_end), daemon=True)
+        process.start()
+        worker_pipe.close()
+        lifeline_end.close()
+        worker = _Worker(process, pipe, lifeline)
+        self._workers.append(worker)
+        return worker
+
+    def _ready(self) -> list[_Worker]:
+        """Wait until a worker answers, dies or runs out of time; return those."""
+        nearest = min((w.deadline for w in self._workers if w.task), default=time.monotonic())
+        handles: dict[Any, _Worker] = {w.pipe: w for w in self._workers}
+        handles.update({w.process.sentinel: w for w in self._workers})
+        answered = wait(list(handles), max(0.0, nearest - time.monotonic()))
+        ready = {id(handles[h]): handles[h] for h in answered}
+        now = time.monotonic()
+        ready.update({id(w): w for w in self._workers if w.task and w.deadline <= now})
+        return list(ready.values())
+
+    def _receive(self, worker: _Worker) -> tuple[str, Any]:
+        """Take a worker's answer; a worker without one is dead or late, and is removed."""
+        try:
+            if worker.pipe.poll():
+                answer: tuple[str, Any] = worker.pipe.recv()
+                worker.task = None
+                return answer
+        except (EOFError, OSError):
+            pass
+        late = worker.process.is_alive() and worker.deadline <= time.monotonic()
+        worker.process.kill()
+        worker.process.join()
+        code = worker.process.exitcode
+        self._workers.remove(worker)
+        _discard(worker)
+        if late:
+            return "failed", f"took longer than its time limit of {self.time_limit_s:g} s"
+        killed = f"signal {-code}" if code is not None and code < 0 else f"status {code}"
+        return "failed", f"worker died with {killed} (out of memory? use fewer workers)"
+
+
+def _send(worker: _Worker, message: object) -> None:
+    try:
+        worker.pipe.send(message)
+    except OSError:
+        logger.debug("worker %s is gone", worker.process.pid)  # its sentinel tells the supervisor
+
+
+def _discard(worker: _Worker) -> None:
+    worker.pipe.close()
+    worker.lifeline.close()
+    if not worker.process.is_alive():
+        worker.process.close()
+
+
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1] if text.strip() else "no message"
+
+
+def _work(pipe: Connection, lifeline: Connection) -> None:
+    """Body of a worker: answer tasks until the driver closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides what Ctrl-C means
+    threading.Thread(target=_die_with_driver, args=(lifeline,), daemon=True).start()
+    _one_thread()
+    while True:
+        try:
+            job = pipe.recv()
+        except (EOFError, OSError):
+            return
+        if job is None:
+            return
+        function, arguments = job
+        pipe.send(_answer(function, arguments))
+
+
+def _answer(function: Callable[..., Any], arguments: dict[str, Any]) -> tuple[str, Any]:
+    """Call a task; whatever it raises becomes an answer, because the driver must hear of it."""
+    try:
+        return "done", function(**arguments)
+    except LLMTrainError as error:
+        return "refused", DataError(str(error))
+    except Exception:
+        return "failed", traceback.format_exc()
+
+
+def _die_with_driver(lifeline: Connection) -> None:
+    """Leave at once when the driver's end of the lifeline closes, even in the middle of a task."""
+    try:
+        lifeline.recv()
+    except (EOFError, OSError):
+        os._exit(1)
+
+
+def _one_thread() -> None:
+    """Keep Arrow to one thread: the workers are the parallelism."""
+    import pyarrow as pa
+
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(1)
+
+
+def make_executor(num_workers: int, time_limit_s: float) -> LocalExecutor:
+    """Return the ``local`` executor."""
+    return LocalExecutor(num_workers=num_workers, time_limit_s=time_limit_s)

@@ -1,0 +1,1 @@
+"""Published filter rules, one module per publication."""

@@ -1,0 +1,288 @@
+"""Raw inputs: what a path, a glob or ``hf:NAME`` means, and the documents text files hold.
+
+A source is a list of raw files in sorted order; every file is fingerprinted (sha256) before the
+first task runs, so an input that is missing is one clear error at the start and never a smaller
+corpus. Damaged rows are yielded as ``Unreadable`` and counted; a compressed text file that ends
+early is refused, because nothing after the cut can be found again.
+
+    files = find_raw_files({"news": "crawl/*.warc.gz"})
+"""
+
+import glob
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import blake3
+
+from data_pipeline.document import Document, identity
+from llmtrain.errors import DataError
+
+HF_PREFIX = "hf:"
+"""Marks an input that the ``datasets`` library reads."""
+_CHUNK_BYTES = 1 << 20
+_FORMATS = {
+    ".warc": "warc", ".warc.gz": "warc", ".wet.gz": "warc", ".wet": "warc",
+    ".jsonl": "jsonl", ".jsonl.gz": "jsonl", ".jsonl.zst": "jsonl",
+    ".json.gz": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextFields:
+    """Names of the fields in JSONL, Parquet and Hugging Face rows."""
+
+    text: str = "text"
+    """Field with the text."""
+    id: str | None = None
+    """Field with a stable id; null numbers the rows of the file."""
+    url: str = "url"
+    """Field with the address; rows without it have none."""
+    timestamp: str = "timestamp"
+    """Field with the ISO-8601 time; rows without it have none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawFile:
+    """One input file of a source."""
+
+    source: str
+    """Source it belongs to."""
+    path: str
+    """Where it stands, or ``hf:NAME``."""
+    format: str
+    """``warc``, ``jsonl``, ``parquet`` or ``hf``."""
+    size: int = 0
+    """Bytes."""
+    sha256: str = ""
+    """Digest of the whole file."""
+
+    @property
+    def name(self) -> str:
+        """Last part of the path: what manifests show, so that they do not depend on folders."""
+        return self.path if self.format == "hf" else Path(self.path).name
+
+
+class Unreadable(NamedTuple):
+    """A row that holds no document."""
+
+    offset: int
+    """Byte offset or row number in the file."""
+    length: int
+    """Bytes of it, where known."""
+    reason: str
+    """What was wrong."""
+
+
+def document_id(source: str, *key: str) -> str:
+    """blake3-128 of the source and what names the document inside it, as 32 hex digits."""
+    return blake3.blake3("\0".join((source, *key)).encode()).hexdigest(length=16)
+
+
+def find_raw_files(inputs: Mapping[str, str | Iterable[str]]) -> list[RawFile]:
+    """Resolve source name -> path, glob, folder or ``hf:NAME`` (or a list of them), sorted.
+
+    Raises:
+        DataError: nothing matches, the same file is named twice, or the format is unknown.
+    """
+    found: list[RawFile] = []
+    for source, patterns in sorted(inputs.items()):
+        names = [patterns] if isinstance(patterns, str) else list(patterns)
+        paths = [p for name in names for p in _expand(source, name)]
+        twice = sorted({p for p in paths if paths.count(p) > 1}) if len(paths) < 10_000 else []
+        if twice or len(set(paths)) != len(paths):
+            raise DataError(f"input.{source} names {(twice or paths)[0]} twice; name it once")
+        found += [RawFile(source=source, path=p, format=_format(source, p)) for p in paths]
+    if not found:
+        raise DataError("no input given; say input.NAME=PATH, such as input.web=crawl/*.warc.gz")
+    return found
+
+
+def _expand(source: str, name: str) -> list[str]:
+    if name.startswith(HF_PREFIX):
+        return [name]
+    path = Path(name)
+    if path.is_dir():
+        names = sorted(str(p) for p in path.rglob("*") if p.is_file() and _suffix(p.name))
+        wanted = ", ".join(sorted(_FORMATS))
+        if not names:
+            raise DataError(f"input.{source}={name} holds no file that ends in {wanted}")
+        return names
+    if path.is_file():
+        return [name]
+    names = sorted(p for p in glob.glob(name, recursive=True) if Path(p).is_file())
+    if not names:
+        raise DataError(f"input.{source}={name} matches no file; check the path")
+    return names
+
+
+def _suffix(name: str) -> str:
+    return next((s for s in sorted(_FORMATS, key=len, reverse=True) if name.endswith(s)), "")
+
+
+def _format(source: str, path: str) -> str:
+    if path.startswith(HF_PREFIX):
+        return "hf"
+    suffix = _suffix(Path(path).name)
+    if not suffix:
+        known = ", ".join(sorted(_FORMATS))
+        raise DataError(f"input.{source}: {path} is of no known kind; expected one of {known}")
+    return _FORMATS[suffix]
+
+
+def fingerprint(file: RawFile) -> RawFile:
+    """Return the file with its size and digest; ``hf:`` inputs have the digest of their content."""
+    if file.format == "hf":
+        import datasets
+
+        rows = _open_hf(file)
+        return replace(file, size=len(rows), sha256=f"{datasets.__version__}-{rows._fingerprint}")
+    with open(file.path, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return replace(file, size=Path(file.path).stat().st_size, sha256=digest)
+
+
+def read_text_file(file: RawFile, fields: TextFields) -> Iterator[Document | Unreadable]:
+    """Yield the documents of a JSONL, Parquet or Hugging Face input in order.
+
+    Raises:
+        DataError: the file is cut or damaged beyond rows, or its rows have no text field.
+    """
+    readers = {"jsonl": _read_jsonl, "parquet": _read_parquet, "hf": _read_hf}
+    seen = False
+    for ordinal, (row, length) in enumerate(readers[file.format](file)):
+        if isinstance(row, str):
+            yield Unreadable(ordinal, length, row)
+            continue
+        text = row.get(fields.text)
+        if not isinstance(text, str):
+            if not seen and fields.text not in row:
+                raise DataError(
+                    f"{file.path} has no field {fields.text!r}; its fields are "
+                    f"{', '.join(sorted(map(str, row)))}; name the right one with text_field="
+                )
+            yield Unreadable(ordinal, length, f"field {fields.text!r} holds no text")
+            continue
+        seen = True
+        yield _document(file, fields, row, text, ordinal, length)
+
+
+def _document(
+    file: RawFile, fields: TextFields, row: dict[str, Any], text: str, ordinal: int, length: int
+) -> Document:
+    own_id = row.get(fields.id) if fields.id else None
+    key = (str(own_id),) if own_id is not None else (file.sha256, str(ordinal))
+    text = text.encode("utf-8", "replace").decode()  # lone surrogates cannot be stored
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return Document(
+        id=document_id(file.source, *key),
+        source=file.source,
+        text=text,
+        url=str(row.get(fields.url) or ""),
+        timestamp=str(row.get(fields.timestamp) or ""),
+        source_file_id=file.sha256,
+        member_offset=ordinal,
+        member_length=length,
+        payload_sha256=digest,
+        extracted_sha256=digest,
+        edits=identity(text),
+    )
+
+
+_Row = tuple[dict[str, Any] | str, int]
+"""A row, or why there is none, and its bytes in the file where known."""
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a plain or compressed file; EOFError where the stream is cut."""
+    if path.suffix == ".zst":
+        rest = b""
+        for chunk in _zstd_chunks(path):
+            *lines, rest = (rest + chunk).split(b"\n")
+            yield from lines
+        yield rest
+        return
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+        yield from stream
+
+
+def _zstd_chunks(path: Path) -> Iterator[bytes]:
+                    inflater = inflater or decompressor.decompressobj()
+    import zstandard
+
+    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+    inflater = None
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                while chunk:
+                    inflater = inflater or decompressor.decompressobj()
+                    yield inflater.decompress(chunk)
+                    chunk = inflater.unused_data
+                    inflater = None if inflater.eof else inflater
+    except zstandard.ZstdError as error:
+        raise OSError(str(error)) from error
+    if inflater is not None:
+        raise EOFError("the last frame has no end")
+
+
+def _read_jsonl(file: RawFile) -> Iterator[_Row]:
+    try:
+        for line in _lines(Path(file.path)):
+            if line.strip():
+                yield _parse_line(line), len(line)
+    except (EOFError, zlib.error, OSError) as error:
+        raise DataError(
+            f"{file.path} is cut or damaged ({error}); fetch it again or leave it out"
+        ) from error
+
+
+def _parse_line(line: bytes) -> dict[str, Any] | str:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return "line is no JSON"
+    return row if isinstance(row, dict) else "line is no JSON object"
+
+
+def _read_parquet(file: RawFile) -> Iterator[_Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file.path) as parquet:
+            for batch in parquet.iter_batches(batch_size=1024):
+                yield from ((row, 0) for row in batch.to_pylist())
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{file.path} does not read as Parquet: {error}") from error
+
+
+def _read_hf(file: RawFile) -> Iterator[_Row]:
+    for row in _open_hf(file):
+        yield row, 0
+
+
+def _open_hf(file: RawFile) -> Any:
+    """Open ``hf:FOLDER[:SPLIT]`` (``save_to_disk``, or files) or ``hf:NAME[:SPLIT]``."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            f"{file.path} needs the datasets library; pip install 'llmtrain[data]'"
+        ) from error
+    name, _, split = file.path.removeprefix(HF_PREFIX).partition(":")
+    split = split or "train"
+    folder = Path(name)
+    try:
+        if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
+            loaded = datasets.load_from_disk(name)
+            return loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
+        return datasets.load_dataset(name, split=split)
+    except (OSError, ValueError, KeyError, ConnectionError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"{file.path} does not open as a dataset: {first}") from error

@@ -1,0 +1,59 @@
+"""Held-out documents, chosen by a hash: the same document is held out in every run.
+
+``cluster`` hashes the id of the near-duplicate cluster, so that no near-duplicate of a held-out
+page is trained on; ``url`` is C4's rule, a thousandth of the pages by the md5 of the address.
+
+    split_of("0123...", share=0.02)
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import blake3
+import numpy as np
+import pyarrow as pa
+
+from data_pipeline.manifest import TaskResult
+from data_pipeline.shards import Shard, read_table
+from data_pipeline.transform import Sink
+from data_pipeline.url import normalize_c4
+
+SPLITS = ("train", "validation")
+SplitKey = Literal["cluster", "url"]
+
+
+def held_out_by_cluster(cluster: str, share: float) -> bool:
+    """Whether the documents of a cluster are held out."""
+    return int.from_bytes(blake3.blake3(cluster.encode()).digest(length=8), "big") < share * 2**64
+
+
+def held_out_by_url(url: str, share: float) -> bool:
+    """Whether a page is held out by C4's rule; ``share`` is rounded to thousandths."""
+    digest = hashlib.md5(normalize_c4(url).encode(), usedforsecurity=False).hexdigest()
+    return int(digest, 16) % 1000 < round(share * 1000)
+
+
+def route(
+    folder: Path, stage: str, out: str, shard: Shard, key: SplitKey, share: float
+) -> TaskResult:
+    """Write the documents of a shard to ``train-*`` and ``validation-*`` shards."""
+    table = read_table(Path(out), shard)
+    names = ("id", "cluster", "url")
+    held = [
+        held_out_by_url(url, share) if key == "url" and url
+        else held_out_by_cluster(cluster or id_, share)
+        for id_, cluster, url in zip(*(table.column(n).to_pylist() for n in names), strict=True)
+    ]  # fmt: skip
+    mask = np.array(held, bool)
+    sink = Sink(folder=folder, stage=stage, source=shard.source, name=Path(shard.path).stem)
+    sink.count_in(shard.rows, shard.text_characters, shard.text_bytes)
+    sink.write_kept(table.filter(pa.array(~mask)), f"train-{sink.name}")
+    sink.write_kept(table.filter(pa.array(mask)), f"validation-{sink.name}")
+    sink.result.details = {"train": int((~mask).sum()), "validation": int(mask.sum())}
+    return sink.result
+
+
+def split_of(shard: Shard) -> str:
+    """Which split a shard of the split stage belongs to."""
+    return Path(shard.path).name.partition("-")[0]

@@ -1,0 +1,222 @@
+"""A stage: shard tasks, then one manifest, written last.
+
+``Stage`` runs the tasks of a stage through an executor, commits what each wrote (attempt folder,
+fsync, rename), remembers finished tasks, and writes ``manifest.json`` when the counts balance. The
+driver may be killed at any point: the same call goes on after the last finished task and the files
+come out the same. A finished stage is used again only if its key (settings, versions, digests of
+its inputs) is equal; otherwise it is refused with what changed, never overwritten.
+
+    stage = Stage(context, "01-url", settings, inputs)
+    manifest = stage.finished() or stage.finish(...)
+"""
+
+import json
+import logging
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import blake3
+from tqdm import tqdm
+
+from data_pipeline.execute import Executor, Task
+from data_pipeline.manifest import Counts, Manifest, TaskResult
+from data_pipeline.shards import sync_folder, write_durably
+from llmtrain.errors import DataError
+
+PIPELINE_VERSION = 1
+"""Raised whenever a stage gives other bytes for the same input and settings."""
+_LIBRARIES = ("fastwarc", "resiliparse", "pyarrow", "sentencepiece", "numpy", "blake3")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """Where a pipeline runs and with what."""
+
+    out: Path
+    """Folder of the pipeline."""
+    executor: Executor
+    """Runs the tasks."""
+    progress: bool = False
+    """Show a progress bar on the terminal."""
+
+
+@cache
+def code_versions() -> dict[str, Any]:
+    """Versions that decide the bytes of a stage."""
+    return {"pipeline": PIPELINE_VERSION, **{name: version(name) for name in _LIBRARIES}}
+
+
+class Stage:
+    """One stage of a pipeline under ``OUT/stages/NAME``."""
+
+    def __init__(
+        self,
+        context: Context,
+        name: str,
+        settings: Mapping[str, Any],
+        inputs: Sequence[Mapping[str, Any]],
+        target: Path | None = None,
+    ) -> None:
+        """Name the stage; ``inputs`` are {name, digest} of everything it reads.
+
+        What tasks write goes to ``target``, by default next to the manifest.
+        """
+        self.context = context
+        self.name = name
+        self.settings = dict(settings)
+        self.inputs = [dict(entry) for entry in inputs]
+        self.folder = context.out / "stages" / name
+        self.target = target or self.folder
+        self.started = time.monotonic()
+        identity = {"stage": name, "settings": self.settings, "code": code_versions()}
+        text = json.dumps([identity, self.inputs], sort_keys=True, ensure_ascii=False)
+        self.key = blake3.blake3(text.encode()).hexdigest(length=16)
+
+    def finished(self) -> Manifest | None:
+        """Return the manifest if the stage is done.
+
+        Raises:
+            DataError: it was made from something else, or one of its files is gone.
+        """
+        path = self.folder / "manifest.json"
+        if not path.is_file():
+            return None
+        manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
+        if manifest.key != self.key:
+            raise DataError(
+                f"{self.folder} was made from something else: {self._difference(manifest)}; "
+                f"use another out=, or remove {self.folder} and what follows it"
+            )
+        for shard in (*manifest.shards, *manifest.dropped):
+            file = self.context.out / shard.path
+            if not file.is_file() or file.stat().st_size != shard.size:
+                raise DataError(f"{file} is missing or cut; remove {self.folder} to make it again")
+        for name in manifest.files:
+            if not (self.target / name).is_file():
+                raise DataError(
+                    f"{self.target / name} is missing; remove {self.folder} to make it again"
+                )
+        return manifest
+
+    def _difference(self, manifest: Manifest) -> str:
+        mine = {"settings": self.settings, "versions": code_versions()}
+        other = {"settings": manifest.settings, "versions": manifest.code}
+        changes = [
+            f"{kind}.{key} was {theirs.get(key)!r}, is {ours.get(key)!r}"
+            for kind, ours, theirs in ((k, mine[k], other[k]) for k in mine)
+            for key in sorted(ours.keys() | theirs.keys())
+            if ours.get(key) != theirs.get(key)
+        ]
+        if self.inputs != manifest.inputs:
+            changes.append("its inputs are others")
+        return "; ".join(changes) or "its key differs"
+
+    def run(
+        self,
+        phase: str,
+        function: Callable[..., TaskResult],
+        jobs: Sequence[tuple[dict[str, Any], int]],
+    ) -> list[TaskResult]:
+        """Run one task per job (arguments, cost); return results in the order of the jobs."""
+        results: dict[str, TaskResult] = {}
+        tasks: list[Task] = []
+        for i, (arguments, cost) in enumerate(jobs):
+            key = f"{phase}-{i:05d}"
+            done = self._done(key)
+            if done is not None:
+                results[key] = done
+                continue
+            call = {"function": function, "folder": str(self.target), "key": key}
+            tasks.append(Task(key, attempt, {**call, "arguments": arguments}, cost))
+        label = f"{self.name} {phase}"
+        with tqdm(
+            total=len(tasks), desc=label, leave=False, disable=not self.context.progress
+        ) as bar:
+
+            def commit(task: Task, answer: tuple[str, TaskResult]) -> None:
+                folder, result = answer
+                self._commit(task.key, Path(folder), result)
+                results[task.key] = result
+                bar.update()
+
+            self.context.executor.run(tasks, commit)
+        return [results[f"{phase}-{i:05d}"] for i in range(len(jobs))]
+
+    def _done(self, key: str) -> TaskResult | None:
+        """Return what a finished task handed back, if all it wrote still stands."""
+        path = self.folder / "tasks" / f"{key}.json"
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):  # a crash of the machine may leave an empty file
+            return None
+        result = TaskResult.from_dict(values["result"])
+        return result if values["key"] == self.key and result.stands_in(self.target) else None
+
+    def _commit(self, key: str, attempt_folder: Path, result: TaskResult) -> None:
+        for name in result.names:
+            target = self.target / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(attempt_folder / name, target)
+        record = {"key": self.key, "result": result.as_dict()}
+        path = self.folder / "tasks" / f"{key}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".aside")
+        aside.write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
+        os.replace(aside, path)
+        shutil.rmtree(attempt_folder, ignore_errors=True)
+
+    def finish(
+        self, results: Sequence[TaskResult], details: Mapping[str, Any] | None = None
+    ) -> Manifest:
+        """Check that the counts balance, write the manifest, and clear what only tasks needed."""
+        counts = Counts()
+        for result in results:
+            counts.add(result.counts)
+        counts.check(self.name)
+        manifest = Manifest(
+            stage=self.name, key=self.key, settings=self.settings, code=code_versions(),
+            inputs=self.inputs, counts=counts, details=dict(details or {}),
+            shards=[shard for result in results for shard in result.shards],
+            dropped=[shard for result in results for shard in result.dropped],
+            files={n: d for result in results for n, d in result.files.items()},
+        )  # fmt: skip
+        for folder in {(self.target / name).parent for r in results for name in r.names}:
+            sync_folder(folder)
+        seconds = round(time.monotonic() - self.started, 3)
+        replace_file(self.folder / "timing.json", json.dumps({"seconds": seconds}) + "\n")
+        replace_file(self.folder / "manifest.json", manifest.to_json())
+        for leftover in (self.target / "attempts", self.folder / "tasks", self.folder / "work"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        return manifest
+
+    def seconds(self) -> float:
+        """Wall time of the call that finished the stage."""
+        path = self.folder / "timing.json"
+        return float(json.loads(path.read_text())["seconds"]) if path.is_file() else 0.0
+
+
+def attempt(
+    function: Callable[..., TaskResult], folder: str, key: str, arguments: Mapping[str, Any]
+) -> tuple[str, TaskResult]:
+    """Run a task in a worker, in a folder no other attempt knows; the driver commits it."""
+    own = Path(folder) / "attempts" / f"{key}-{uuid.uuid4().hex}"
+    own.mkdir(parents=True)
+    return str(own), function(folder=own, **arguments)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a small file so that it is either the old or the new one, whole, after any crash."""
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    write_durably(aside, text.encode())
+    os.replace(aside, path)
+    sync_folder(path.parent)

@@ -1,0 +1,1 @@
+"""llmtrain: train LLaMA-style models on any layout, from one config, with exact resume."""

@@ -1,0 +1,161 @@
+"""The composition root of training: from one RunConfig to stores, engine, loop and sinks.
+
+Here alone the whole configuration is seen; every part is given its own section. All resources sit
+on one ExitStack, and the failure path runs no collective.
+
+    status = train(config)   # every rank calls it with the same configuration
+"""
+
+import logging
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from llmtrain import logs
+from llmtrain.config.load import to_plain, write_yaml
+from llmtrain.config.run import RunConfig
+from llmtrain.data.loader import Batches, BatchPlan
+from llmtrain.data.store import TokenStore
+from llmtrain.engine.native import NativeEngine
+from llmtrain.errors import LLMTrainError
+from llmtrain.parallel.apply import build_stage
+from llmtrain.parallel.mesh import World
+from llmtrain.train import loop
+from llmtrain.train.checkpoint import Checkpoints
+from llmtrain.train.evaluation import Evaluation
+from llmtrain.train.facts import data_facts
+from llmtrain.train.guard import Guard, stop_signals
+from llmtrain.train.loss import pretraining_loss
+from llmtrain.train.metrics import Meter, Metrics, Sink, TimedBatches
+from llmtrain.train.monitor import Console, JsonLines
+from llmtrain.train.optimizer import optimizer_factory
+from llmtrain.train.progress import Progress
+from llmtrain.train.rundir import ExitReason, RunDirectory
+from llmtrain.train.schedule import learning_rate
+from llmtrain.train.tracker import wandb_sink
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: RunConfig) -> int:
+    """Run ``config`` from its newest checkpoint to its end; returns the exit status."""
+    run = RunDirectory(Path(config.runs_dir) / str(config.name))
+    world = World(config.parallel, config.engine)
+    logs.setup(run.path, world.rank)
+    progress = Progress(
+        num_steps=config.training.num_steps,
+        tokens_per_step=config.training.global_batch_tokens,
+        stop_at_step=config.training.stop_at_step,
+    )
+    reason = ExitReason.FAILED
+    if world.rank == 0:
+        run.clear_status()
+    try:
+        with world:
+            reason = _train(config, run, world, progress)
+            if reason is ExitReason.PEER_LOST:
+                raise SystemExit(reason.code)  # the mesh is left without a collective
+    except LLMTrainError:
+        reason = ExitReason.REFUSED
+        raise
+    finally:
+        if world.rank == 0:
+            run.write_status(reason, progress.step)
+    logger.info("%s at step %d of %d", reason.value, progress.step, progress.num_steps)
+    return reason.exit_status(under_launcher=world.world_size > 1)
+
+
+def _train(config: RunConfig, run: RunDirectory, world: World, progress: Progress) -> ExitReason:
+    """Build every part, resume, and run the loop."""
+    with ExitStack() as stack:
+        stop_asked = stack.enter_context(stop_signals())
+        plan, held_out = _plan(config, config.data.sources, config.mixture.weights), None
+        if config.evaluation.every_steps is not None and config.data.validation:
+            held_out = _plan(config, config.data.validation, None)
+        engine = _engine(config, world, max(len(p.source_names) for p in (plan, held_out) if p))
+        stack.callback(engine.close)
+        checkpoints = Checkpoints(
+            run.checkpoints, config.checkpoint, engine,
+            facts=data_facts(plan), carried=run.read_record,
+        )  # fmt: skip
+        checkpoints.restore(progress)
+        if world.rank == 0:
+            write_yaml(config, run.config_yaml)
+        batches = _batches(config, plan, world, stack)
+        schedule = learning_rate(config.optimizer, config.schedule, config.training.num_tokens)
+        hooks: list[loop.Hook] = [stack.enter_context(loop.GarbageCollection())]
+        metrics = None
+        if world.rank == 0:
+            length, peak = config.training.sequence_length, config.monitor.peak_tflops
+            metrics = Metrics(
+                _sinks(config, run, progress, stack),
+                Meter.of(config.model, length, world.device, world.world_size, peak),
+                schedule=schedule, source_names=plan.source_names,
+                batches=batches, every_steps=config.monitor.log_every_steps,
+            )  # fmt: skip
+            hooks.append(metrics)
+        if held_out is not None:
+            available = max(1, sum(held_out.num_windows) // held_out.global_batch_size)
+            evaluation = Evaluation(
+                engine, _batches(config, held_out, world, stack),
+                every_steps=config.evaluation.every_steps or 1,
+                num_batches=min(config.evaluation.num_batches, available),
+                source_names=held_out.source_names,
+                report=None if metrics is None else metrics.add,
+            )  # fmt: skip
+            hooks.insert(0, evaluation)
+        guard = Guard(
+            agree=world.agree, stop_asked=stop_asked, device=world.device,
+            check_every_steps=config.monitor.log_every_steps,
+        )  # fmt: skip
+        return loop.train(
+            engine, batches, progress=progress, schedule=schedule,
+            guard=guard, checkpoints=checkpoints, hooks=hooks,
+        )  # fmt: skip
+
+
+def _plan(
+    config: RunConfig, sources: Mapping[str, str], weights: Mapping[str, float] | None
+) -> BatchPlan:
+    training = config.training
+    return BatchPlan(
+        {name: TokenStore.open(path) for name, path in sources.items()},
+        weights,
+        seed=training.seed,
+        sequence_length=training.sequence_length,
+        global_batch_size=training.global_batch_size,
+    )
+
+
+def _batches(config: RunConfig, plan: BatchPlan, world: World, stack: ExitStack) -> TimedBatches:
+    """The rows of this rank, on its device; reading ahead ends with ``stack``."""
+    batches = Batches(
+        plan,
+        dp_rank=world.dp_rank,
+        dp_size=world.dp_size,
+        micro_batch_size=config.training.micro_batch_size,
+        prefetch=config.data.prefetch_batches,
+        pin_memory=world.device.type == "cuda",
+    )
+    return TimedBatches(stack.enter_context(batches), world.device)
+
+
+def _engine(config: RunConfig, world: World, num_sources: int) -> NativeEngine:
+    loss = pretraining_loss(num_sources, config.engine.loss_chunk_tokens)
+    parts = (config.model, config.parallel, config.engine)
+    stage = build_stage(*parts, world, config.training.seed, loss)
+    factory = optimizer_factory(config.optimizer)
+    return NativeEngine(stage, factory, grad_clip_norm=config.optimizer.grad_clip_norm)
+
+
+def _sinks(
+    config: RunConfig, run: RunDirectory, progress: Progress, stack: ExitStack
+) -> list[Sink]:
+    """What rank 0 writes to; metrics.jsonl first."""
+    console = Console(progress.num_steps, progress.step, config.monitor.progress_bar)
+    tracker = stack.enter_context(wandb_sink(config.monitor, run, to_plain(config)))
+    sinks: list[Sink] = [
+        stack.enter_context(JsonLines(run.metrics_jsonl, progress.step)),
+        stack.enter_context(console),
+    ]
+    return sinks if tracker is None else [*sinks, tracker]

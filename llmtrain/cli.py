@@ -1,0 +1,325 @@
+"""The ``llmtrain`` command line: which command, composed from what, run by which function.
+
+Invariant: nothing here imports torch before the configuration is known to be right, and under a
+launcher rank 0 alone composes it; the other ranks build from the bytes it publishes.
+
+    llmtrain train experiment=demo data.sources.mine=stores/mine
+    torchrun --nproc-per-node 2 -m llmtrain train parallel.pp=2 ...
+"""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from llmtrain import logs
+from llmtrain.config.commands import ParityConfig, ReportConfig
+from llmtrain.config.generate import EvalConfig, GenerateConfig
+from llmtrain.config.load import (
+    config_hash,
+    config_root,
+    load,
+    options,
+    root_groups,
+    sweep_overrides,
+    to_yaml,
+)
+from llmtrain.config.run import RunConfig, check
+from llmtrain.config.strict import build
+from llmtrain.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+MAIN_OPTIONS = """\
+options of every command:
+  key=value           set a field: model.num_hidden_layers=4 data.sources.mine=DIR
+  group=NAME          choose a file of a group: model=llama_demo experiment=demo
+  --cfg job           print the configuration that would be used, and stop
+  --multirun, -m      run every combination of comma-separated values: optimizer.lr=1e-3,3e-3
+  --config-dir DIR    more groups from DIR, for example DIR/experiment/mine.yaml
+  --help, -h          this text, or that of one command
+"""
+
+
+STOPPED = 3
+"""Exit status of a run that was asked to stop and saved."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One command: root of its configuration, schema, and the function that runs it."""
+
+    help: str
+    """One line."""
+    schema: type[Any]
+    """Dataclass of its configuration."""
+    entry: str
+    """``module:function``, called with the configuration; returns the exit status."""
+    prepare: str | None = None
+    """``module:function`` that rank 0 calls with (config, world size) before it is published."""
+    example: str
+    """Overrides that show it at work."""
+    ranks: bool = False
+    """Whether a launcher may start it on several ranks."""
+
+
+COMMANDS = {
+    "train": Command(
+        help="train a model; the same command again continues the run",
+        schema=RunConfig,
+        entry="llmtrain.build:train",
+        prepare="llmtrain.prepare:prepare",
+        example="experiment=demo data.sources.mine=stores/mine",
+        ranks=True,
+    ),
+    "parity": Command(
+        help="compare loss and every gradient of a layout with one device",
+        schema=ParityConfig,
+        entry="llmtrain.parity:main",
+        example="model=llama_demo parallel.pp=2 parallel.schedule=1f1b",
+        ranks=True,
+    ),
+    "generate": Command(
+        help="sample text from a run",
+        schema=GenerateConfig,
+        entry="llmtrain.eval.generate:main",
+        example="run=runs/demo 'prompt=Return the' max_new_tokens=64",
+    ),
+    "eval": Command(
+        help="held-out loss and bits per byte of a run, per source",
+        schema=EvalConfig,
+        entry="llmtrain.eval.perplexity:main",
+        example="run=runs/demo",
+    ),
+    "report": Command(
+        help="write one self-contained HTML page of a run",
+        schema=ReportConfig,
+        entry="llmtrain.report.page:main",
+        example="run=runs/demo",
+    ),
+}  # fmt: skip
+"""Commands by name; each has its root in ``conf/NAME.yaml``."""
+
+
+@dataclass(slots=True)
+class Arguments:
+    """The command line, taken apart."""
+
+    command: str | None = None
+    overrides: list[str] = field(default_factory=list)
+    config_dirs: list[Path] = field(default_factory=list)
+    show: bool = False
+    multirun: bool = False
+    help: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What the launcher's environment says about this process."""
+
+    rank: int = 0
+    world_size: int = 1
+    launched: bool = False
+
+    @classmethod
+    def from_environment(cls) -> "Launch":
+        """RANK and WORLD_SIZE as torchrun, deepspeed and the Slurm script set them."""
+        ranks = (int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+        return cls(*ranks, launched="RANK" in os.environ)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status (0 done, 2 wrong input, 3 stopped, 1 a fault)."""
+    launch = Launch.from_environment()
+    words = list(sys.argv[1:] if argv is None else argv)
+    return logs.run_command(lambda: _dispatch(words, launch), launch.rank)
+
+
+def _dispatch(words: list[str], launch: Launch) -> int:
+    try:
+        arguments = parse(words)
+        _check_launch(arguments, launch)
+    except ConfigError:
+        if launch.rank == 0:
+            raise
+        time.sleep(1.0)  # every rank sees the same; a launcher ends rank 0 when one leaves
+        return 2
+    if arguments.help or arguments.command is None:
+        if launch.rank == 0:
+            sys.stdout.write(help_text(arguments.command))
+        return 0 if arguments.help else 2
+    command = COMMANDS[arguments.command]
+    if arguments.show:
+        if launch.rank == 0:
+            sys.stdout.write(to_yaml(_compose(command, arguments)))
+        return 0
+    if arguments.multirun:
+        return _multirun(command, arguments)
+    config, status = _agreed(command, arguments, launch)
+    if config is not None:
+        status = _call(command.entry, config)
+    # A launcher would restart a rank that stopped on request; status.json says what happened.
+    return 0 if launch.launched and status == STOPPED else status
+
+
+def _check_launch(arguments: Arguments, launch: Launch) -> None:
+    """Refuse what makes no sense on several ranks."""
+    if launch.world_size == 1 or arguments.command is None:
+        return
+    if arguments.multirun or not COMMANDS[arguments.command].ranks:
+        what = "--multirun" if arguments.multirun else f"llmtrain {arguments.command}"
+        raise ConfigError(
+            f"{what} runs in one process, started were {launch.world_size}; leave torchrun out"
+        )
+
+
+def parse(words: Sequence[str]) -> Arguments:
+    """Take a command line apart.
+
+    Raises:
+        ConfigError: an unknown command or option, an option without its value.
+    """
+    arguments, rest = Arguments(), list(words)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if name in ("--local_rank", "--local-rank"):
+            continue
+        if name in ("--config-dir", "-cd", "--cfg", "-c"):
+            if not equals and not rest:
+                raise ConfigError(f"{name} needs a value; write {name}={_VALUE_OF[name]}")
+            value = value if equals else rest.pop(0)
+            if _VALUE_OF[name] == "job" and value != "job":
+                raise ConfigError(f"{name}={value} is unknown; use --cfg job")
+            arguments.show |= _VALUE_OF[name] == "job"
+            arguments.config_dirs += [Path(value)] if _VALUE_OF[name] == "DIR" else []
+        elif word in ("--multirun", "-m"):
+            arguments.multirun = True
+        elif word in ("--help", "-h"):
+            arguments.help = True
+        elif word.startswith("-"):
+            raise ConfigError(f"unknown option {word}{_near(word, _OPTIONS)}")
+        elif arguments.command is not None:
+            arguments.overrides.append(word)
+        elif word in COMMANDS:
+            arguments.command = word
+        else:
+            raise ConfigError(f"unknown command {word}{_near(word, list(COMMANDS))}")
+    return arguments
+
+
+_VALUE_OF = {"--config-dir": "DIR", "-cd": "DIR", "--cfg": "job", "-c": "job"}
+_OPTIONS = ["--cfg", "--config-dir", "--help", "--multirun"]
+
+
+def _near(word: str, choices: Sequence[str]) -> str:
+    close = get_close_matches(word, choices, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f"; use one of {', '.join(choices)}"
+
+
+def help_text(name: str | None) -> str:
+    """Help of the whole, or of one command with its groups."""
+    if name is None:
+        lines = [f"  {n:<10}{c.help}" for n, c in COMMANDS.items()]
+        return (
+            "usage: llmtrain COMMAND [key=value ...] [options]\n\n"
+            "commands:\n" + "\n".join(lines) + f"\n\n{MAIN_OPTIONS}\n"
+            "llmtrain COMMAND --help lists the groups of a command.\n"
+        )
+    command = COMMANDS[name]
+    rows = [
+        f"  {group:<12}{', '.join(options(group))} [{default or 'none'}]"
+        for group, default in root_groups(name).items()
+    ]
+    table = "groups, their files and [the default]:\n" + "\n".join(rows) + "\n\n" if rows else ""
+    return (
+        f"usage: llmtrain {name} [key=value ...] [options]\n\n{command.help}\n\n"
+        f"example:\n  llmtrain {name} {command.example}\n\n{table}{MAIN_OPTIONS}\n"
+        f"llmtrain {name} --cfg job shows every field and its value; docs/config.md explains.\n"
+    )
+
+
+def _compose(command: Command, arguments: Arguments) -> Any:
+    """The configuration as the command line has it, built but not checked against the world."""
+    root = str(arguments.command)
+    return load(root, arguments.overrides, command.schema, arguments.config_dirs)
+
+
+def _agreed(command: Command, arguments: Arguments, launch: Launch) -> tuple[Any, int]:
+    """The same configuration on all ranks; None and an exit status where rank 0 refused it."""
+    logs.setup(None, launch.rank)
+    if launch.world_size == 1:
+        return _prepared(command, arguments, 1), 0
+    from llmtrain.startup import agree_on_config
+
+    world_size = launch.world_size
+    compose_here = partial(_prepared, command, arguments, world_size)
+    return agree_on_config(command.schema, launch.rank, compose_here)
+
+
+def _prepared(command: Command, arguments: Arguments, world_size: int) -> Any:
+    """The configuration that every rank will use; called on rank 0 alone."""
+    return _prepare(command, _compose(command, arguments), world_size)
+
+
+def _prepare(command: Command, config: Any, world_size: int) -> Any:
+    if command.prepare is not None:
+        return _call(command.prepare, config, world_size)
+    if isinstance(config, ParityConfig):
+        check(config, None if world_size == 1 else world_size)
+    return config
+
+
+def _multirun(command: Command, arguments: Arguments) -> int:
+    """Hydra's sweep: every job is a run of its own; returns the worst exit status."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import DictConfig, OmegaConf
+
+    statuses = list[int]()
+
+    def job(composed: DictConfig) -> int:
+        logs.setup(None)
+        chosen = " ".join(text.lstrip("+") for text in HydraConfig.get().overrides.task)
+        logger.info("job %d: %s", len(statuses), chosen)
+        tree: Any = OmegaConf.to_container(composed, resolve=True)
+        statuses.append(logs.run_command(lambda: _run_job(command, tree)))
+        return statuses[-1]
+
+    start = hydra.main(
+        version_base="1.3", config_path=str(config_root()), config_name=arguments.command
+    )
+    sweep = sweep_overrides(str(arguments.command), arguments.overrides, arguments.config_dirs)
+    before = sys.argv
+    quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
+    sys.argv = ["llmtrain", "--multirun", *quiet, *sweep]
+    for folder in arguments.config_dirs:
+        sys.argv += ["--config-dir", str(folder.resolve())]
+    try:
+        start(job)()
+    finally:
+        sys.argv = before
+    return max(statuses, default=0)
+
+
+def _run_job(command: Command, tree: dict[str, object]) -> int:
+    """One job of a sweep; its run is named after all of its fields, so that jobs never meet."""
+    config = build(command.schema, tree)
+    if isinstance(config, RunConfig):
+        config = replace(config, name=f"{config.name or 'sweep'}-{config_hash(config)}")
+    status: int = _call(command.entry, _prepare(command, config, 1))
+    return status
+
+
+def _call(target: str, *values: Any) -> Any:
+    """Import ``module:function`` and call it."""
+    module, _, function = target.partition(":")
+    entry: Callable[..., Any] = getattr(import_module(module), function)
+    return entry(*values)

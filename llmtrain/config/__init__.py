@@ -1,0 +1,1 @@
+"""Typed configuration: frozen dataclasses, and the one strict way to build them."""

@@ -1,0 +1,34 @@
+"""What ``llmtrain parity`` and ``llmtrain report`` take."""
+
+from dataclasses import dataclass
+
+from llmtrain.config.fields import below, not_positive
+from llmtrain.config.run import RunConfig
+from llmtrain.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParityConfig(RunConfig):
+    """``llmtrain parity``: the layout of a run against one device."""
+
+    tolerance: float = 5e-6
+    """Largest relative error of the loss and of any gradient that still passes."""
+    steps: int = 1
+    """Optimizer steps to compare."""
+
+    def __post_init__(self) -> None:
+        """Refuse a tolerance that passes nothing and an empty comparison."""
+        if problems := not_positive(self, "tolerance") + below(self, 1, "steps"):
+            raise ConfigError(problems)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportConfig:
+    """``llmtrain report``: one self-contained HTML page of a run."""
+
+    run: str
+    """Run folder to describe."""
+    data: str | None = None
+    """Output folder of the data pipeline, for the funnel; null looks beside the run's stores."""
+    out: str | None = None
+    """File to write; null means report.html in the run folder."""

@@ -1,0 +1,154 @@
+"""Length and batch of a run, optimizer, learning-rate schedule, checkpoints, monitoring."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from llmtrain.config.fields import FATAL, below, not_positive, outside
+from llmtrain.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """How long, how wide, from which seed."""
+
+    num_tokens: int
+    """Length of the run in training tokens; the last step is the first to reach it."""
+    sequence_length: int = field(default=2048, metadata=FATAL)
+    """Tokens S in one row of the batch."""
+    global_batch_tokens: int = field(default=524288, metadata=FATAL)
+    """Tokens in one optimizer step over all ranks; a multiple of sequence_length."""
+    micro_batch_size: int = 1
+    """Rows one rank runs at a time."""
+    seed: int = field(default=0, metadata=FATAL)
+    """Run seed; every random stream derives from it."""
+    stop_at_step: int | None = None
+    """Save and stop after this step of the schedule; null runs to the end."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts below 1."""
+        names = ("num_tokens", "sequence_length", "global_batch_tokens", "micro_batch_size")
+        problems = below(self, 1, *names, "stop_at_step") + below(self, 0, "seed")
+        if problems:
+            raise ConfigError(problems)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return -(-self.num_tokens // self.global_batch_tokens)
+
+    @property
+    def global_batch_size(self) -> int:
+        """Rows in one optimizer step over all ranks."""
+        return self.global_batch_tokens // self.sequence_length
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """The update rule and the clip before it."""
+
+    kind: Literal["adamw"] = field(default="adamw", metadata=FATAL)
+    """AdamW (arXiv:1711.05101)."""
+    lr: float = 3e-4
+    """Peak learning rate; the schedule multiplies it."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.95
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.1
+    """Decoupled decay, on matrices only (not on norms, biases)."""
+    grad_clip_norm: float = 1.0
+    """Largest global gradient norm; larger gradients are scaled down to it. inf is off."""
+
+    def __post_init__(self) -> None:
+        """Refuse rates and moments out of range."""
+        problems = not_positive(self, "lr", "eps") + below(self, 0, "weight_decay")
+        problems += [
+            f"{name}={value} must be at least 0 and below 1"
+            for name in ("beta1", "beta2")
+            if not 0 <= (value := getattr(self, name)) < 1
+        ]
+        if self.grad_clip_norm <= 0:
+            problems.append(f"grad_clip_norm={self.grad_clip_norm} must be above 0; inf is off")
+        if problems:
+            raise ConfigError(problems)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleConfig:
+    """Learning rate as a function of tokens seen: warm-up, then a curve down to a floor."""
+
+    kind: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """Curve after warm-up; ``wsd`` stays at the peak and falls over the last decay_tokens."""
+    warmup_tokens: int = 0
+    """Tokens over which the rate rises linearly from 0 to the peak."""
+    decay_tokens: int | None = None
+    """wsd: tokens of the final linear fall; null means a tenth of the run."""
+    final_lr_ratio: float = 0.1
+    """Rate at the end of the run as a share of the peak."""
+
+    def __post_init__(self) -> None:
+        """Refuse negative lengths, and a decay that the curve would ignore."""
+        problems = below(self, 0, "warmup_tokens") + below(self, 1, "decay_tokens")
+        problems += outside(self, 0, 1, "final_lr_ratio")
+        if self.decay_tokens is not None and self.kind != "wsd":
+            problems.append(
+                f"decay_tokens={self.decay_tokens} has no meaning for kind={self.kind}; "
+                "use kind=wsd or decay_tokens=null"
+            )
+        if problems:
+            raise ConfigError(problems)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """When to save, how much to keep."""
+
+    every_steps: int = 500
+    """Steps between checkpoints; the last step of a run is always saved."""
+    keep_last: int = 3
+    """Newest checkpoints to keep; older ones are deleted after a save."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts below 1."""
+        if problems := below(self, 1, "every_steps", "keep_last"):
+            raise ConfigError(problems)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """Held-out loss during training."""
+
+    every_steps: int | None = None
+    """Steps between evaluations over data.validation, and after the last step; null is off."""
+    num_batches: int = 8
+    """Global batches of one evaluation, always the same ones; fewer where the stores hold fewer."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts below 1."""
+        if problems := below(self, 1, "every_steps", "num_batches"):
+            raise ConfigError(problems)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MonitorConfig:
+    """What is logged, how often and where to."""
+
+    log_every_steps: int = 10
+    """Steps between log lines; the host waits for the device only then."""
+    progress_bar: bool = True
+    """Show a bar when the console is a terminal."""
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """Weights & Biases mode; ``auto`` is online when logged in, else offline."""
+    wandb_project: str = "llmtrain"
+    """Weights & Biases project."""
+    wandb_group: str | None = None
+    """Weights & Biases group; null means none."""
+    peak_tflops: float | None = None
+    """Peak TFLOP/s of one device for MFU; null takes the known peak of the GPU, else no MFU."""
+
+    def __post_init__(self) -> None:
+        """Refuse intervals below 1 and a peak that is no number."""
+        if problems := below(self, 1, "log_every_steps") + not_positive(self, "peak_tflops"):
+            raise ConfigError(problems)

@@ -1,0 +1,1 @@
+"""The data plane: token store, mixture plan and batches."""

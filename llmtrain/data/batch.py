@@ -1,0 +1,56 @@
+"""The batch of one optimizer step, the same type for pretraining, SFT and DPO.
+
+Every rank of a pipeline holds the same rows; ranks of different data-parallel index hold different
+rows of the same global batch. Row shapes are fixed, so that nothing recompiles and pipelines can
+exchange static shapes.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+"""Target value of a position whose next token is no target (another document, padding)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepBatch:
+    """The rows one data-parallel rank gives to a step; R = num_microbatches * micro size."""
+
+    tokens: Tensor
+    """Input ids, int64 [R, S]."""
+    targets: Tensor
+    """Next-token ids, int64 [R, S]; IGNORE_INDEX where there is no target."""
+    positions: Tensor
+    """Position inside the document, int32 [R, S]; restarts at 0 with each document of a row."""
+    document_ids: Tensor
+    """Ordinal of the document inside the row, int32 [R, S]; never falls along a row."""
+    loss_weight: Tensor
+    """Weight of each target, float32 [R, S]; 0 where there is no target, 1 in pretraining."""
+    source_ids: Tensor
+    """Index of the source each row comes from, int32 [R]."""
+    num_microbatches: int
+    """How many equal slices of rows the engine runs one after the other."""
+
+    def to(self, device: torch.device) -> "StepBatch":
+        """Copy every tensor to ``device`` (asynchronously from pinned memory)."""
+        moved = {name: t.to(device, non_blocking=True) for name, t in self._tensors().items()}
+        return replace(self, **moved)
+
+    def pinned(self) -> "StepBatch":
+        """Copy every tensor to pinned memory, from where ``to`` copies asynchronously."""
+        return replace(self, **{name: t.pin_memory() for name, t in self._tensors().items()})
+
+    def microbatches(self) -> list["StepBatch"]:
+        """Split the rows into ``num_microbatches`` equal batches of one micro-batch each."""
+        parts = {name: t.chunk(self.num_microbatches) for name, t in self._tensors().items()}
+        return [
+            replace(self, num_microbatches=1, **{name: part[i] for name, part in parts.items()})
+            for i in range(self.num_microbatches)
+        ]
+
+    def _tensors(self) -> dict[str, Any]:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}

@@ -1,0 +1,1 @@
+"""Engines: one optimizer step on one global batch, whatever the layout."""

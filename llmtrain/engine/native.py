@@ -1,0 +1,191 @@
+"""The engine on PyTorch's own parallelism: DDP, FSDP2 and torch.distributed.pipelining.
+
+Invariant: every rank returns the same bits, no call makes the host wait for the device, and a step
+whose loss or gradient norm is not finite or beyond its limits changes nothing.
+
+    stage = build_stage(config.model, config.parallel, config.engine, world, seed, loss)
+    engine = NativeEngine(stage, optimizer_factory(config.optimizer), grad_clip_norm=1.0)
+    result = engine.train_step(batch, lr=3e-4, limits=no_limits(world.device))
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from llmtrain.data.batch import StepBatch
+from llmtrain.engine.protocol import StepLimits, StepResult
+from llmtrain.engine.state import (
+    gated_step,
+    load_state_dict,
+    make_optimizer_state,
+    state_dict,
+)
+from llmtrain.model.parameters import ParameterInfo
+from llmtrain.parallel.apply import Stage
+
+OptimizerFactory = Callable[[Sequence[tuple[ParameterInfo, nn.Parameter]]], torch.optim.Optimizer]
+"""Makes the optimizer of the plain tensors a rank holds; it must take ``found_inf`` (fused)."""
+
+
+def no_limits(device: torch.device) -> StepLimits:
+    """Apply every step that is finite."""
+    infinite = torch.tensor(math.inf, device=device)
+    return StepLimits(max_loss=infinite, max_grad_norm=infinite)
+
+
+class NativeEngine:
+    """Steps of one model on this rank's part of the mesh; see ``engine.protocol.Engine``."""
+
+    def __init__(
+        self, stage: Stage, optimizer_factory: OptimizerFactory, grad_clip_norm: float
+    ) -> None:
+        """Make the optimizer of what ``stage`` owns, its state included."""
+        self._stage = stage
+        self._world = stage.world
+        self._grad_clip_norm = grad_clip_norm
+        self._dtype = stage.parameters[0].local.dtype
+        self._optimizer = optimizer_factory([(o.info, o.local) for o in stage.parameters])
+        make_optimizer_state(stage, self._optimizer)
+        self._rows = torch.tensor([o.index for o in stage.parameters], device=self._world.device)
+        self._metric_shapes: list[tuple[str, tuple[int, ...]]] | None = None
+        self._divisor = torch.ones((), device=self._world.device)
+
+    def train_step(self, batch: StepBatch, lr: float, limits: StepLimits) -> StepResult:
+        """Forward, backward, clip and, within the limits, update with learning rate ``lr``."""
+        weight = self._count_targets(batch)
+        self._stage.clear_gradients()
+        sums = self._stage.run(batch, scale=1.0 / weight, training=True)
+        gradients = self._stage.reduce_gradients()
+        squares, metrics = self._sum_over_ranks(sums, gradients)
+        grad_norm = squares.sum().sqrt()
+        loss_sum = metrics.pop("loss_sum")
+        applied = _within(loss_sum / weight, grad_norm, limits)
+        self._update(gradients, lr, grad_norm, applied)
+        return self._result(loss_sum, weight, grad_norm, applied, metrics)
+
+    def eval_step(self, batch: StepBatch) -> StepResult:
+        """Forward only, over the same kind of batch."""
+        weight = self._count_targets(batch)
+        sums = self._stage.run(batch, scale=None, training=False)
+        _, metrics = self._sum_over_ranks(sums, [])
+        zero = torch.zeros((), dtype=torch.float64, device=self._world.device)
+        return self._result(metrics.pop("loss_sum"), weight, zero, zero.bool(), metrics)
+
+    def _count_targets(self, batch: StepBatch) -> Tensor:
+        """Sum the weights of the targets in the global batch, float64."""
+        return self._world.sum(batch.loss_weight.sum(dtype=torch.float64), "dp")
+
+    def _update(
+        self, gradients: list[Tensor], lr: float, grad_norm: Tensor, applied: Tensor
+    ) -> None:
+        """Clip by dividing inside the optimizer; skip on the device where not ``applied``."""
+        for owned, gradient in zip(self._stage.parameters, gradients, strict=True):
+            owned.local.grad = gradient
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._divisor = (grad_norm / self._grad_clip_norm).clamp(min=1.0).float()
+        gated_step(self._optimizer, skip=(~applied).float(), divisor=self._divisor)
+        self._stage.publish_parameters()
+
+    def _sum_over_ranks(
+        self, sums: Mapping[str, Tensor], gradients: list[Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add squared gradient norms (per row of the table) and metrics over all ranks at once.
+
+        Replicas hold the same gradients, so only the first contributes; every stage contributes its
+        rows and the last stage the metrics. float64, in the order of the table: ranks agree on
+        bits and layouts on the norm.
+        """
+        shapes = self._agreed_shapes(sums)
+        squares = torch.zeros(
+            len(self._stage.table), dtype=torch.float64, device=self._world.device
+        )
+        if gradients and self._world.replica_rank == 0:
+            norms = torch.stack(torch._foreach_norm(gradients))
+            squares[self._rows] = norms.double().square()
+        flat = [
+            sums[name].reshape(-1) if name in sums else squares.new_zeros(math.prod(shape))
+            for name, shape in shapes
+        ]
+        packed = self._world.sum(torch.cat([squares, *flat]))
+        parts = torch.split(packed, [len(squares), *(part.numel() for part in flat)])
+        named = zip(shapes, parts[1:], strict=True)
+        return parts[0], {name: part.view(shape) for (name, shape), part in named}
+
+    def _agreed_shapes(self, sums: Mapping[str, Tensor]) -> list[tuple[str, tuple[int, ...]]]:
+        """Learn once from the last stage which metrics the loss gives."""
+        if self._metric_shapes is None:
+            mine = [(name, tuple(value.shape)) for name, value in sums.items()]
+            self._metric_shapes = self._world.share(mine, source=self._world.world_size - 1)
+        return self._metric_shapes
+
+    def _result(
+        self,
+        loss_sum: Tensor,
+        weight: Tensor,
+        grad_norm: Tensor,
+        applied: Tensor,
+        metrics: Mapping[str, Tensor],
+    ) -> StepResult:
+        return StepResult(
+            loss_sum=loss_sum.to(self._dtype),
+            target_tokens=weight.to(self._dtype),
+            grad_norm=grad_norm.to(self._dtype),
+            applied=applied,
+            metrics={name: value.to(self._dtype) for name, value in metrics.items()},
+        )
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Full gradients (before clipping) of the last train_step by global name; collective."""
+        whole = self._gather(
+            {
+                owned.info.name: torch.zeros_like(owned.tensor)
+                if owned.tensor.grad is None
+                else owned.tensor.grad
+                for owned in self._stage.parameters
+            }
+        )
+        divisor = self._divisor.cpu()
+        return {name: gradient * divisor.to(gradient.dtype) for name, gradient in whole.items()}
+
+    def full_parameters(self) -> dict[str, Tensor]:
+        """Full logical parameters by global name, on CPU, on every rank; collective."""
+        return self._gather({o.info.name: o.tensor.detach() for o in self._stage.parameters})
+
+    def _gather(self, owned: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Give every rank the whole of every row of the table, on the CPU."""
+        whole: dict[str, Tensor] = {}
+        for info, owner in zip(self._stage.table, self._stage.owners, strict=True):
+            mine = owned.get(info.name)
+            if mine is None:
+                tensor = torch.empty(info.shape, dtype=self._dtype, device=self._world.device)
+            else:
+                tensor = mine.full_tensor() if isinstance(mine, DTensor) else mine.clone()
+            whole[info.name] = self._world.broadcast(tensor, owner, "pp").cpu()
+        return whole
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Name what this rank owns in the schema of ``engine.state``; shares storage."""
+        return state_dict(self._stage, self._optimizer)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a state of the schema, whole or sharded as here.
+
+        Raises:
+            CheckpointError: a tensor is missing or has another shape.
+        """
+        load_state_dict(self._stage, self._optimizer, state)
+
+    def close(self) -> None:
+        """Free gradients and optimizer state; no collective."""
+        self._stage.clear_gradients()
+        self._optimizer.state.clear()
+
+
+def _within(loss: Tensor, grad_norm: Tensor, limits: StepLimits) -> Tensor:
+    """Tell on the device whether a step may be applied; finiteness is checked first."""
+    finite = torch.isfinite(loss) & torch.isfinite(grad_norm)
+    return finite & (loss <= limits.max_loss) & (grad_norm <= limits.max_grad_norm)

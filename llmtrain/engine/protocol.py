@@ -1,0 +1,76 @@
+"""What the loop may ask of an engine; native and DeepSpeed engines satisfy it alike.
+
+Everything returned is a device scalar or a device tensor: an engine never makes the host wait.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from llmtrain.data.batch import StepBatch
+from llmtrain.parallel.stage import LossFunction
+
+__all__ = ["Engine", "LossFunction", "StepLimits", "StepResult"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepLimits:
+    """The largest loss and gradient norm a step may have and still be applied; inf is off."""
+
+    max_loss: Tensor
+    """Largest mean loss in nats per target, float32 scalar on the device."""
+    max_grad_norm: Tensor
+    """Largest global gradient norm before clipping, float32 scalar on the device."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What one step did, summed over the whole global batch; identical on every rank."""
+
+    loss_sum: Tensor
+    """Sum of weighted target losses in nats, float32 scalar (float64 in fp64 runs)."""
+    target_tokens: Tensor
+    """Number (total weight) of targets in the global batch, scalar."""
+    grad_norm: Tensor
+    """Global L2 norm of the gradient before clipping, scalar; 0 in evaluation."""
+    applied: Tensor
+    """Whether the update was made: finite and within the limits, bool scalar."""
+    metrics: Mapping[str, Tensor]
+    """Sums over the global batch by name; ``source_loss_sum``, ``source_tokens``: [num_sources]."""
+
+
+class Engine(Protocol):
+    """One optimizer step at a time on the rows of this rank."""
+
+    def train_step(self, batch: StepBatch, lr: float, limits: StepLimits) -> StepResult:
+        """Forward, backward, clip and, within the limits, update with learning rate ``lr``."""
+        ...
+
+    def eval_step(self, batch: StepBatch) -> StepResult:
+        """Forward only, over the same kind of batch."""
+        ...
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Full gradients (before clipping) of the last train_step by global parameter name.
+
+        Collective: every rank calls it, every rank gets the same dict (float32 or float64, CPU).
+        """
+        ...
+
+    def full_parameters(self) -> dict[str, Tensor]:
+        """Full logical parameters by global name, on CPU, on every rank (collective)."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Model and optimizer in the layout-free schema of engine/state.py."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what ``state_dict`` of any engine and layout produced."""
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds; safe to call on the failure path, runs no collective."""
+        ...

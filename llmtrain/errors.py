@@ -1,0 +1,30 @@
+"""The exceptions a user can meet; every message says what was found, what was expected, what to change.
+
+The command line prints the message alone and exits with status 2: these are never tracebacks.
+Anything else that escapes is a fault of ours (status 1).
+"""
+
+
+class LLMTrainError(Exception):
+    """An input or a configuration is wrong; the message is one the user can act on."""
+
+
+class ConfigError(LLMTrainError):
+    """The configuration is wrong; holds every problem found, not only the first."""
+
+    def __init__(self, problems: str | list[str]) -> None:
+        """Take one sentence per problem."""
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class DataError(LLMTrainError):
+    """A token store, a document shard or a raw file is missing, damaged or of another kind."""
+
+
+class CheckpointError(LLMTrainError):
+    """A checkpoint is missing, damaged or belongs to another run."""
+
+
+class LayoutError(LLMTrainError):
+    """The requested parallel layout does not fit the model, the batch or the number of processes."""

@@ -1,0 +1,101 @@
+"""A trained model read back from its run folder, in one process, whatever layout trained it.
+
+Invariant: the architecture, the precision and the tokenizer are those of the run's own
+``config.yaml``; the weights are those of one checkpoint whose checksums hold.
+
+    trained = load_run("runs/demo")
+    trained.model, trained.step
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from llmtrain.config.load import build, from_yaml
+from llmtrain.config.run import RunConfig
+from llmtrain.errors import CheckpointError, ConfigError
+from llmtrain.model.transformer import Transformer
+from llmtrain.ops.attention import select_attention
+from llmtrain.tokenizer import tokenizer as tokenizers
+from llmtrain.train import archive
+from llmtrain.train.checkpoint import load_model_weights
+from llmtrain.train.rundir import RunDirectory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedRun:
+    """A run and its model, ready for inference."""
+
+    directory: RunDirectory
+    """The run folder."""
+    config: RunConfig
+    """What the run was trained with."""
+    model: Transformer
+    """The whole model on one device, in the run's precision."""
+    device: torch.device
+    """Where the model is."""
+    step: int
+    """Optimizer step of the checkpoint."""
+
+    def tokenizer(self) -> tokenizers.Tokenizer:
+        """Load the tokenizer the run names.
+
+        Raises:
+            ConfigError: the run names none.
+        """
+        if self.config.tokenizer.path is None:
+            raise ConfigError(
+                f"{self.directory.config_yaml} has tokenizer.path=null, text needs a tokenizer; "
+                "set tokenizer.path there to the folder the stores were made with"
+            )
+        return tokenizers.load(self.config.tokenizer.path)
+
+
+def load_run(run: str, step: int | None = None) -> TrainedRun:
+    """Load the newest good checkpoint of a run folder, or that of ``step``.
+
+    Raises:
+        CheckpointError: there is no run, no such checkpoint, or it is of another model.
+    """
+    directory = RunDirectory(Path(run))
+    if not directory.config_yaml.is_file():
+        raise CheckpointError(
+            f"{run} is not a run folder: it has no config.yaml; give the folder that "
+            "`llmtrain train` made, such as runs/NAME"
+        )
+    config = build(RunConfig, from_yaml(directory.config_yaml.read_text(encoding="utf-8")))
+    where = directory.path
+    if step is not None:
+        where = directory.checkpoints / archive.folder_name(step)
+        if not where.is_dir():
+            steps = ", ".join(str(s) for s, _ in archive.scan(directory.checkpoints)) or "none"
+            raise CheckpointError(f"{run} holds no checkpoint of step {step}; it holds {steps}")
+    found = archive.locate(where)
+    device = _device(config.engine.device)
+    model = _model(config, found.path, device)
+    return TrainedRun(
+        directory=directory, config=config, model=model, device=device, step=found.step
+    )
+
+
+def _model(config: RunConfig, checkpoint: Path, device: torch.device) -> Transformer:
+    """Build without memory, then take the checkpoint's tensors as they are."""
+    attention = select_attention(config.engine.attention, device)
+    with torch.device("meta"):
+        model = Transformer(config.model, attention=attention)
+    try:
+        model.load_state_dict(load_model_weights(checkpoint), assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{checkpoint} does not hold the model of its config.yaml: "
+            f"{' '.join(str(error).split())}; put model.* of config.yaml back"
+        ) from error
+    dtype = torch.bfloat16 if config.engine.precision == "bf16" else torch.float32
+    return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+def _device(name: str) -> torch.device:
+    if name != "cpu" and torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("cpu")

@@ -1,0 +1,1 @@
+"""The model: layers, the Transformer, its parameter table and its initialisation."""

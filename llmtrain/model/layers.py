@@ -1,0 +1,135 @@
+"""The parts of a decoder block: RMSNorm, attention with rotary positions, SwiGLU, KV cache.
+
+Invariant: plain PyTorch. Nothing here knows of processes, devices or the environment, and every
+parameter carries its Hugging Face name. Shape suffixes are those of docs/notation.md.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmtrain.config.model import ModelConfig
+from llmtrain.model.cache import KeyValueCache
+from llmtrain.ops.attention import AttentionFunction, AttentionSpec
+from llmtrain.ops.rope import Rotation
+
+
+@dataclass(frozen=True, slots=True)
+class BlockContext:
+    """What all blocks of one forward share.
+
+    It is no pytree and no tensor, so wrappers that cast a module's tensor arguments to a lower
+    precision leave the angles alone.
+    """
+
+    rotation: Rotation
+    """Cosines and sines of the positions."""
+    spec: AttentionSpec
+    """Which keys each query sees."""
+    cache: KeyValueCache | None = None
+    """Keys and values of earlier tokens, in generation."""
+
+
+class Linear(nn.Linear):
+    """A linear map whose weights are zero until ``initialize_model`` or a checkpoint fills them."""
+
+    def reset_parameters(self) -> None:
+        """Draw no random numbers; starting values are model/init.py's alone."""
+        _zero(self)
+
+
+class Embedding(nn.Embedding):
+    """A table of vectors, zero until ``initialize_model`` or a checkpoint fills it."""
+
+    def reset_parameters(self) -> None:
+        """Draw no random numbers; starting values are model/init.py's alone."""
+        _zero(self)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation with a learned scale (arXiv:1910.07467)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dim."""
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention (arXiv:2305.13245)."""
+
+    def __init__(self, config: ModelConfig, layer: int, attention: AttentionFunction) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_size
+        self.attention = attention
+        size_D = config.hidden_size
+        size_Q = config.num_attention_heads * self.head_dim
+        size_KV = config.num_key_value_heads * self.head_dim
+        bias = config.attention_bias
+        self.q_proj = Linear(size_D, size_Q, bias=bias)
+        self.k_proj = Linear(size_D, size_KV, bias=bias)
+        self.v_proj = Linear(size_D, size_KV, bias=bias)
+        self.o_proj = Linear(size_Q, size_D, bias=config.attention_output_bias)
+        self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
+
+    def forward(self, x_BSD: Tensor, context: BlockContext) -> Tensor:
+        """Mix the tokens of each document; [B, S, D] to [B, S, D]."""
+        q_BSNH = self.q_proj(x_BSD).unflatten(-1, (-1, self.head_dim))
+        k_BSGH = self.k_proj(x_BSD).unflatten(-1, (-1, self.head_dim))
+        v_BTGH = self.v_proj(x_BSD).unflatten(-1, (-1, self.head_dim))
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BSNH, k_BSGH = self.q_norm(q_BSNH), self.k_norm(k_BSGH)
+        q_BSNH = context.rotation.apply(q_BSNH)
+        k_BTGH = context.rotation.apply(k_BSGH)
+        if context.cache is not None:
+            k_BTGH, v_BTGH = context.cache.append(self.layer, k_BTGH, v_BTGH)
+        out_BSNH, _ = self.attention(q_BSNH, k_BTGH, v_BTGH, context.spec)
+        projected: Tensor = self.o_proj(out_BSNH.flatten(2))
+        return projected
+
+
+class FeedForward(nn.Module):
+    """SwiGLU feed-forward (arXiv:2002.05202)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        """Transform each token alone; [B, S, D] to [B, S, D]."""
+        h_BSF = F.silu(self.gate_proj(x_BSD)) * self.up_proj(x_BSD)
+        out: Tensor = self.down_proj(h_BSF)
+        return out
+
+
+def _zero(module: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in module.parameters(recurse=False):
+            parameter.zero_()
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, layer: int, attention: AttentionFunction) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer, attention)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = FeedForward(config)
+
+    def forward(self, x_BSD: Tensor, context: BlockContext) -> Tensor:
+        """Apply the block; [B, S, D] to [B, S, D]."""
+        x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), context)
+        out: Tensor = x_BSD + self.mlp(self.post_attention_layernorm(x_BSD))
+        return out

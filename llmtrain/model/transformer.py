@@ -1,0 +1,167 @@
+"""One decoder-only Transformer for LLaMA 1/2/3, Qwen2/2.5, Qwen3 and Mistral, whole or in stages.
+
+Invariant: parameter names and shapes are those of Hugging Face checkpoints, on every stage: a stage
+holds a subset of the names and renumbers nothing. What a config means never depends on its name.
+
+    model = Transformer(config)
+    initialize_model(model, config, seed=0)
+    hidden_BSD = model(tokens_BS, positions_BS, document_ids_BS)
+    logits_BSV = model.logits(hidden_BSD)
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmtrain.config.model import ModelConfig
+from llmtrain.errors import LayoutError
+from llmtrain.model.cache import KeyValueCache
+from llmtrain.model.layers import Block, BlockContext, Embedding, Linear, RMSNorm
+from llmtrain.ops.attention import AttentionFunction, AttentionSpec, sdpa_attention
+from llmtrain.ops.rope import Rotation, rope_frequencies
+
+
+class TiedHead(nn.Module):
+    """The output head of a model whose embedding matrix is also its head; owns no parameter."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.embedding = embedding
+
+    @property
+    def weight(self) -> Tensor:
+        """The embedding matrix [V, D]."""
+        return self.embedding.weight
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return logits [..., V] of hidden [..., D]."""
+        return F.linear(hidden, self.weight)
+
+
+class Decoder(nn.Module):
+    """What Hugging Face checkpoints keep under ``model.``: embedding, blocks, final norm."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layers: range,
+        embedding: bool,
+        head: bool,
+        attention: AttentionFunction,
+    ) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size) if embedding else None
+        self.layers = nn.ModuleDict({str(i): Block(config, i, attention) for i in layers})
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps) if head else None
+
+    def forward(self, x: Tensor, context: BlockContext) -> Tensor:
+        """Tokens [B, S] or hidden [B, S, D] to hidden [B, S, D]."""
+        if self.embed_tokens is not None:
+            x = self.embed_tokens(x)
+        for block in self.layers.values():
+            x = block(x, context)
+        return x if self.norm is None else self.norm(x)
+
+
+class Transformer(nn.Module):
+    """A whole model, or the part of it that one pipeline stage holds."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layers: range | None = None,
+        embedding: bool = True,
+        head: bool = True,
+        attention: AttentionFunction = sdpa_attention,
+    ) -> None:
+        """Build blocks ``layers`` (all by default), with or without embedding and head.
+
+        Raises:
+            LayoutError: the range does not lie in the model, or tied embeddings would be split.
+        """
+        super().__init__()
+        layers = range(config.num_hidden_layers) if layers is None else layers
+        _check_stage(config, layers, embedding, head)
+        self.config = config
+        self.model = Decoder(config, layers, embedding, head, attention)
+        self.lm_head = (
+            Linear(config.hidden_size, config.vocab_size, bias=False)
+            if head and not config.tie_word_embeddings
+            else None
+        )
+        self._frequencies, self._rope_factor = rope_frequencies(
+            config.head_size, config.rope_theta, config.rope_scaling
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        document_ids: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Run this stage.
+
+        Args:
+            x: tokens, int [B, S], where the stage has the embedding; else hidden [B, S, D].
+            positions: position of each token inside its document, int [B, S].
+            document_ids: document of each token, int [B, S], unique inside a row. None says that
+                each row is one document with rising positions: no mask is then built.
+            cache: keys and values of earlier tokens of these rows; takes those of the new ones.
+
+        Returns:
+            Hidden [B, S, D], after the final norm where the stage has the head.
+        """
+        hidden: Tensor = self.model(x, self._context(x, positions, document_ids, cache))
+        return hidden
+
+    def _context(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        document_ids: Tensor | None,
+        cache: KeyValueCache | None,
+    ) -> BlockContext:
+        """Compute angles and visibility once for all layers."""
+        frequencies = self._frequencies.to(positions.device, non_blocking=True)
+        dtype = x.dtype if x.is_floating_point() else next(self.parameters()).dtype
+        rotation = Rotation.at(positions, frequencies, self._rope_factor, dtype)
+        window = self.config.sliding_window
+        if cache is None:
+            spec = AttentionSpec.within(positions, document_ids, window)
+        else:
+            documents = torch.zeros_like(positions) if document_ids is None else document_ids
+            spec = cache.begin(positions, documents, window)
+        return BlockContext(rotation, spec, cache)
+
+    @property
+    def head(self) -> Linear | TiedHead:
+        """The module from hidden to logits, with a ``weight`` [V, D]; given to the loss.
+
+        Raises:
+            LayoutError: this stage has no head.
+        """
+        if self.lm_head is not None:
+            return self.lm_head
+        if self.model.norm is None or self.model.embed_tokens is None:
+            raise LayoutError("this stage has no output head; only the last stage has")
+        return TiedHead(self.model.embed_tokens)
+
+    def logits(self, hidden_BSD: Tensor) -> Tensor:
+        """Return logits [B, S, V] of what the last stage's forward gave."""
+        logits: Tensor = self.head(hidden_BSD)
+        return logits
+
+
+def _check_stage(config: ModelConfig, layers: range, embedding: bool, head: bool) -> None:
+    whole = range(config.num_hidden_layers)
+    if layers.step != 1 or (len(layers) and (layers[0] not in whole or layers[-1] not in whole)):
+        raise LayoutError(
+            f"layers {layers.start}..{layers.stop - 1} do not lie in a model of "
+            f"{len(whole)} layers; use a range inside 0..{len(whole) - 1}"
+        )
+    if config.tie_word_embeddings and embedding != head:
+        raise LayoutError(
+            "model.tie_word_embeddings=true needs embedding and head on one stage, found them "
+            "split; use parallel.pp=1 or model.tie_word_embeddings=false"
+        )

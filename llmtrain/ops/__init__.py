@@ -1,0 +1,1 @@
+"""Pure tensor operations: attention, rotary embedding, losses. No process groups."""

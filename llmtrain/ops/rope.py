@@ -1,0 +1,99 @@
+"""Rotary position embeddings (arXiv:2104.09864) in the layout of Hugging Face models.
+
+Dimension i of a head turns together with dimension i + H/2. Frequencies are the published fp32
+values in every precision, so that weights trained elsewhere keep their meaning; angles are taken in
+fp32, or in fp64 where the model is.
+
+    rotation = Rotation.at(positions, rope_frequencies(128, 500000.0), torch.float32)
+    q, k = rotation.apply(q), rotation.apply(k)
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmtrain.config.model import RopeScalingConfig
+
+
+def rope_frequencies(
+    head_dim: int,
+    theta: float,
+    scaling: RopeScalingConfig | None = None,
+) -> tuple[Tensor, float]:
+    """Return the angle per position of each pair of dimensions and the factor on cos and sin.
+
+    Returns:
+        Frequencies, fp32 [H / 2] on the CPU, and the factor (1 but for YaRN).
+    """
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64, device="cpu").float() / head_dim
+    frequencies = 1.0 / theta**exponents
+    if scaling is None:
+        return frequencies, 1.0
+    return SCALINGS[scaling.kind](frequencies, theta, scaling)
+
+
+def _linear(frequencies: Tensor, theta: float, scaling: RopeScalingConfig) -> tuple[Tensor, float]:
+    """Position interpolation (arXiv:2306.15595)."""
+    return frequencies / scaling.factor, 1.0
+
+
+def _llama3(frequencies: Tensor, theta: float, scaling: RopeScalingConfig) -> tuple[Tensor, float]:
+    """LLaMA 3.1: long wavelengths are interpolated, short ones kept, a ramp between."""
+    length = scaling.original_max_position_embeddings
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    rotations = length / (2 * math.pi / frequencies)
+    kept = ((rotations - low) / (high - low)).clamp(0.0, 1.0)
+    return (1 - kept) * frequencies / scaling.factor + kept * frequencies, 1.0
+
+
+def _yarn(frequencies: Tensor, theta: float, scaling: RopeScalingConfig) -> tuple[Tensor, float]:
+    """YaRN (arXiv:2309.00071, section 3.2): a ramp over dimensions, and a factor on the scores."""
+    head_dim = 2 * frequencies.numel()
+
+    def dimension_of(rotations: float) -> float:
+        wavelength = scaling.original_max_position_embeddings / (rotations * 2 * math.pi)
+        return head_dim * math.log(wavelength) / (2 * math.log(theta))
+
+    low = max(math.floor(dimension_of(scaling.beta_fast)), 0)
+    high = min(math.ceil(dimension_of(scaling.beta_slow)), head_dim - 1)
+    dims = torch.arange(head_dim // 2, dtype=torch.float32, device="cpu")
+    kept = 1 - ((dims - low) / max(high - low, 1e-3)).clamp(0.0, 1.0)
+    scaled = frequencies / scaling.factor * (1 - kept) + frequencies * kept
+    default = 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
+    return scaled, default if scaling.attention_factor is None else scaling.attention_factor
+
+
+SCALINGS: dict[str, Callable[[Tensor, float, RopeScalingConfig], tuple[Tensor, float]]] = {
+    "linear": _linear,
+    "llama3": _llama3,
+    "yarn": _yarn,
+}
+"""Frequency scalings by ``RopeScalingConfig.kind``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """Cosines and sines of one micro-batch; computed once and shared by all layers."""
+
+    cos: Tensor
+    """Cosines, fp32 or fp64 [B, S, 1, H]."""
+    sin: Tensor
+    """Sines, the first half negated, fp32 or fp64 [B, S, 1, H]."""
+
+    @classmethod
+    def at(
+        cls, positions: Tensor, frequencies: Tensor, factor: float, dtype: torch.dtype
+    ) -> "Rotation":
+        """Tabulate the angles of ``positions`` [B, S]; ``dtype`` is the model's."""
+        angle_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        angles = positions[:, :, None, None].to(angle_dtype) * frequencies.to(angle_dtype)
+        cos, sin = angles.cos() * factor, angles.sin() * factor
+        return cls(torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1))
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Turn queries or keys [B, S, N, H] by the angles of their positions."""
+        swapped = x.roll(x.shape[-1] // 2, dims=-1)
+        return (x * self.cos + swapped * self.sin).to(x.dtype)

@@ -1,0 +1,1 @@
+"""Parallelism applied to a plain model, in one visible order."""

@@ -1,0 +1,1 @@
+"""What a configuration costs: arithmetic from the config alone, without torch."""

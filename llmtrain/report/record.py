@@ -1,0 +1,155 @@
+"""What a finished or running run left on disk, read for its report; imports no torch.
+
+Everything but ``config.yaml`` and ``metrics.jsonl`` may be missing: a report can be made of a run
+that still trains, was never evaluated or got its tokens elsewhere.
+
+    record = read_run(Path("runs/demo"), data=None)
+    record.rows[-1]["loss"]
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmtrain.config.load import build, from_yaml
+from llmtrain.config.run import RunConfig
+from llmtrain.data.manifest import read_manifest
+from llmtrain.errors import ConfigError, DataError
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """One run as its files tell it."""
+
+    path: Path
+    """Run folder."""
+    config: RunConfig
+    """What it was trained with."""
+    rows: list[Row]
+    """Rows of ``metrics.jsonl`` in order of steps; at least one."""
+    status: Row
+    """``status.json``: code, reason, step; empty while it trains."""
+    resumed: list[int]
+    """Steps the run was continued from."""
+    evaluation: Row
+    """``eval.json``; empty if it was never evaluated."""
+    samples: list[Row]
+    """From ``samples.json``: prompt, completion and how it was sampled."""
+    funnel: list[Row]
+    """Stages of the data pipeline; empty if unknown."""
+    planned: dict[str, float]
+    """Planned share of the training tokens by source."""
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.config.name or self.path.resolve().name
+
+    def realised(self) -> dict[str, int]:
+        """Target tokens the run has trained on, by source."""
+        totals: dict[str, int] = {}
+        for row in self.rows:
+            for source, tokens in row.get("source_tokens", {}).items():
+                totals[source] = totals.get(source, 0) + int(tokens)
+        return totals
+
+    def trained_s(self) -> float:
+        """Seconds spent in training steps."""
+        steps = [0, *(int(row["step"]) for row in self.rows)]
+        spans = zip(self.rows, steps, strict=False)
+        return sum(float(row["step_time_s"]) * (int(row["step"]) - old) for row, old in spans)
+
+
+def read_run(path: Path, data: Path | None) -> RunRecord:
+    """Read a run folder; ``data`` is the data pipeline's output, found beside the stores if None.
+
+    Raises:
+        ConfigError: the folder holds no run, or nothing has been logged yet.
+    """
+    config_path, metrics_path = path / "config.yaml", path / "metrics.jsonl"
+    if not config_path.is_file():
+        raise ConfigError(f"{path} holds no config.yaml; give run= a folder llmtrain train wrote")
+    tree = from_yaml(config_path.read_text(encoding="utf-8"))
+    config = build(RunConfig, tree)
+    rows = _rows(metrics_path)
+    if not rows:
+        raise ConfigError(f"{metrics_path} holds no step yet; train at least to a logging step")
+    return RunRecord(
+        path=path,
+        config=config,
+        rows=rows,
+        status=_json(path / "status.json", {}),
+        resumed=_resumed(path / "logs" / "rank0.log"),
+        evaluation=_json(path / "eval.json", {}),
+        samples=_json(path / "samples.json", {}).get("samples", []),
+        funnel=_funnel(config, data),
+        planned=_planned(config),
+    )
+
+
+def _rows(path: Path) -> list[Row]:
+    """Rows of metrics; a last line that is still being written is left out."""
+    rows: list[Row] = []
+    if not path.is_file():
+        return rows
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def _json(path: Path, empty: Any) -> Any:
+    """Content of a JSON file, ``empty`` where there is none.
+
+    Raises:
+        ConfigError: the file is no JSON.
+    """
+    if not path.is_file():
+        return empty
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON ({error}); delete it or make it again") from error
+
+
+def _resumed(log: Path) -> list[int]:
+    """Steps of the checkpoints that later starts went on from."""
+    if not log.is_file():
+        return []
+    text = log.read_text(encoding="utf-8", errors="replace")
+    return [int(step) for step in re.findall(r"resumed from \S*step-0*(\d+)", text)]
+
+
+def _funnel(config: RunConfig, data: Path | None) -> list[Row]:
+    """Stages of the pipeline, from ``data`` or from where the run's stores were made."""
+    if data is not None:
+        path = data / "funnel.json"
+        if not path.is_file():
+            raise ConfigError(f"{path} does not exist; give data= a folder llmtrain-data run wrote")
+        return list(_json(path, {})["stages"])
+    # llmtrain-data writes OUT/funnel.json and OUT/stores/train/SOURCE.
+    for store in config.data.sources.values():
+        path = Path(store).parent.parent.parent / "funnel.json"
+        if path.is_file():
+            return list(_json(path, {}).get("stages", []))
+    return []
+
+
+def _planned(config: RunConfig) -> dict[str, float]:
+    """Planned shares: the mixture's weights, or the stores' tokens where none are set."""
+    weights: Mapping[str, float] = config.mixture.weights or {}
+    if not weights:
+        try:
+            stores = config.data.sources.items()
+            weights = {name: read_manifest(Path(store)).num_tokens for name, store in stores}
+        except DataError:
+            return {}  # moved since, or written by another program
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items()} if total else {}

@@ -1,0 +1,1 @@
+"""Tokenizers: load, train and identify by hash."""

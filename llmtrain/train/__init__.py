@@ -1,0 +1,1 @@
+"""The training loop and what it observes, saves and logs."""

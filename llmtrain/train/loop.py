@@ -1,0 +1,96 @@
+"""The training loop: pull, step, observe, save.
+
+It holds no collective, no logging arithmetic and no question about the rank. Whatever it is given
+answers alike on every rank, so all ranks leave it after the same step.
+
+    reason = train(engine, batches, schedule=lr, guard=guard, checkpoints=checkpoints, ...)
+"""
+
+import gc
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Protocol
+
+from llmtrain.data.batch import StepBatch
+from llmtrain.engine.protocol import Engine, StepResult
+from llmtrain.train.checkpoint import Checkpoints
+from llmtrain.train.guard import Guard
+from llmtrain.train.progress import Progress
+from llmtrain.train.rundir import ExitReason
+from llmtrain.train.schedule import Schedule
+
+
+class BatchSource(Protocol):
+    """Where batches come from: the batch of a step is a function of the step alone."""
+
+    def at(self, step: int) -> StepBatch:
+        """Rows of this rank for the step after ``step`` steps are done."""
+        ...
+
+
+class Hook(Protocol):
+    """Reads what a step did; never changes it."""
+
+    def after_step(self, progress: Progress, result: StepResult) -> None:
+        """Called on every rank that has the hook, after each step."""
+        ...
+
+
+def train(
+    engine: Engine,
+    batches: BatchSource,
+    *,
+    progress: Progress,
+    schedule: Schedule,
+    guard: Guard,
+    checkpoints: Checkpoints,
+    hooks: Sequence[Hook] = (),
+) -> ExitReason:
+    """Run steps until ``progress`` is finished or the ranks agree to stop; says why it ended."""
+    saved = True
+    while not progress.finished and not guard.stop_requested():
+        rate = schedule(progress.next_tokens)
+        result = engine.train_step(batches.at(progress.step), rate, guard.limits)
+        progress.advance()
+        guard.observe(progress, result)
+        for hook in hooks:
+            hook.after_step(progress, result)
+        if guard.reason is None and checkpoints.due(progress):
+            saved = checkpoints.save(progress)
+    if guard.reason is ExitReason.PREEMPTED:
+        saved = checkpoints.save(progress)
+    elif guard.reason is not None:
+        return guard.reason
+    if not saved:
+        return ExitReason.SAVE_FAILED
+    return guard.reason or progress.end_reason
+
+
+class GarbageCollection:
+    """Hook and context: Python collects garbage at fixed steps, on all ranks together.
+
+    A collection that strikes one rank in the middle of a step makes every other rank wait.
+    """
+
+    def __init__(self, every_steps: int = 200) -> None:
+        self._every_steps = every_steps
+
+    def __enter__(self) -> "GarbageCollection":
+        """Collect once and switch the automatic collection off."""
+        gc.collect()
+        gc.disable()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Switch the automatic collection on again."""
+        gc.enable()
+
+    def after_step(self, progress: Progress, result: StepResult) -> None:
+        """Collect young garbage when the step is one to collect at."""
+        if progress.step % self._every_steps == 0:
+            gc.collect(1)

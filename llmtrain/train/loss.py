@@ -1,0 +1,49 @@
+"""The pretraining loss: next-token cross entropy in chunks, with its sums per data source.
+
+The sum is over weighted targets and is not divided: the engine divides by the global number of
+targets, so that no mean of means appears on any layout.
+
+    loss_function = pretraining_loss(num_sources=3, chunk_tokens=1024)
+    loss_sum, sums = loss_function(hidden, head, batch)
+"""
+
+import torch
+from torch import Tensor, nn
+
+from llmtrain.data.batch import StepBatch
+from llmtrain.engine.protocol import LossFunction
+from llmtrain.ops.cross_entropy import chunked_linear_cross_entropy
+
+
+def pretraining_loss(num_sources: int, chunk_tokens: int) -> LossFunction:
+    """Make the loss of a mixture of ``num_sources`` sources.
+
+    Its metric sums are ``source_loss_sum`` and ``source_tokens``, both [num_sources].
+    """
+
+    def loss(hidden: Tensor, head: nn.Module, batch: StepBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        weight = head.weight
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"the head is a {type(head).__name__} without a weight matrix")
+        loss_sum, losses = chunked_linear_cross_entropy(
+            hidden.flatten(0, 1),
+            weight,
+            batch.targets.flatten(),
+            batch.loss_weight.flatten(),
+            chunk_tokens,
+        )
+        weights = batch.loss_weight.to(losses.dtype)
+        weighted = losses.view_as(batch.targets) * weights
+        return loss_sum, {
+            "source_loss_sum": _by_source(weighted, batch.source_ids, num_sources),
+            "source_tokens": _by_source(weights, batch.source_ids, num_sources),
+        }
+
+    return loss
+
+
+def _by_source(values: Tensor, source_ids: Tensor, num_sources: int) -> Tensor:
+    """Sum rows [R, S] by source [R] into [num_sources]; deterministic on every device."""
+    sources = torch.arange(num_sources, device=source_ids.device, dtype=source_ids.dtype)
+    member = source_ids[None, :] == sources[:, None]
+    return (member * values.detach().sum(dim=1)[None, :]).sum(dim=1)

@@ -1,0 +1,145 @@
+"""The folder of a run: which file is where, and JSON that is never seen half-written.
+
+run = RunDirectory(Path("runs/demo"))
+run.record(name="demo", wandb_id="3f9c21aa")   # kept when run.json is already there
+run.write_status(ExitReason.DONE, step=100)
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from llmtrain.errors import CheckpointError
+
+
+class ExitReason(Enum):
+    """Why training ended, with the exit status it has when the run stands alone."""
+
+    DONE = "done"
+    """Every step of the run is done."""
+    STOP_AT_STEP = "stop_at_step"
+    """training.stop_at_step is reached and saved; the same command goes on once it is raised."""
+    PREEMPTED = "preempted"
+    """Asked to stop by a signal, and saved."""
+    SAVE_FAILED = "save_failed"
+    """The checkpoint the run had to end with could not be written."""
+    DIVERGED = "diverged"
+    """Too many updates in a row were skipped."""
+    PEER_LOST = "peer_lost"
+    """Another rank stopped answering; nothing was saved."""
+    REFUSED = "refused"
+    """An input is wrong, as the message says."""
+    FAILED = "failed"
+    """A fault: an exception escaped."""
+
+    @property
+    def code(self) -> int:
+        """Exit status: 0 done, 2 wrong input, 3 stopped with a checkpoint saved, 1 a fault."""
+        known = {"done": 0, "stop_at_step": 0, "refused": 2, "preempted": 3}
+        return known.get(self.value, 1)
+
+    def exit_status(self, under_launcher: bool) -> int:
+        """Exit status of this process: a launcher would restart on 3, so it gets 0 instead."""
+        return 0 if under_launcher and self is ExitReason.PREEMPTED else self.code
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """Paths of one run; nothing is created before it is written."""
+
+    path: Path
+    """The folder, ``runs/NAME``."""
+
+    @property
+    def config_yaml(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def run_json(self) -> Path:
+        """Name and W&B id, written at the first start and kept."""
+        return self.path / "run.json"
+
+    @property
+    def status_json(self) -> Path:
+        """How the last process of the run ended: code, reason, step."""
+        return self.path / "status.json"
+
+    @property
+    def metrics_jsonl(self) -> Path:
+        """One row per logging step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of one log file per rank."""
+        return self.path / "logs"
+
+    def record(self, **fields: Any) -> dict[str, Any]:
+        """Write ``run.json`` with ``fields``; a field that is already there keeps its value.
+
+        Returns what the file holds now, so that a resumed run goes on under its first W&B id.
+        """
+        held = self.read_record()
+        merged = {**fields, **held}
+        if merged != held:
+            write_json(self.run_json, merged)
+        return merged
+
+    def read_record(self) -> dict[str, Any]:
+        """Read ``run.json``; empty where there is none yet."""
+        return read_json(self.run_json) if self.run_json.exists() else {}
+
+    def clear_status(self) -> None:
+        """Forget how the process before ended; called by one rank at the start."""
+        self.status_json.unlink(missing_ok=True)
+
+    def write_status(self, reason: ExitReason, step: int) -> None:
+        """Say how the run ended; called by one rank."""
+        write_json(self.status_json, {"code": reason.code, "reason": reason.value, "step": step})
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write ``value`` so that a reader of ``path`` sees the old file or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    with beside.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    sync_folder(path.parent)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; raises CheckpointError where the file holds something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is not JSON ({error}); delete it to let the run write it anew"
+        ) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(
+            f"{path} holds a JSON {type(value).__name__}, expected an object; delete it"
+        )
+    return value
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames and new files of a folder last through a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

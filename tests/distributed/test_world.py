@@ -1,0 +1,128 @@
+"""Ranks find each other, agree, and a dead or stuck peer is noticed in time."""
+
+import os
+import socket
+import time
+
+import pytest
+
+from llmtrain.config.parallel import EngineConfig, ParallelConfig
+from llmtrain.errors import LayoutError
+from llmtrain.parallel.mesh import PeerLostError, Place, World, publish_config
+from tests.world import RankPool, RankTimeoutError
+
+TWO = ParallelConfig(dp_replicate=2, dp_shard=1)
+
+
+def engine(timeout_s: float = 60.0) -> EngineConfig:
+    return EngineConfig(device="cpu", timeout_s=timeout_s)
+
+
+def coordinates(place: Place) -> tuple[int, int, int, int, bool, bool]:
+    parallel = ParallelConfig(pp=2, dp_shard=2)
+    with World(parallel, engine(), place) as world:
+        return (
+            world.pp_rank, world.dp_rank, world.dp_size, world.replica_rank,
+            world.is_first_stage, world.is_last_stage,
+        )  # fmt: skip
+
+
+def test_every_rank_knows_its_place(ranks: RankPool) -> None:
+    assert ranks.run(coordinates, size=4) == [
+        (0, 0, 2, 0, True, False),
+        (0, 1, 2, 0, True, False),
+        (1, 0, 2, 0, False, True),
+        (1, 1, 2, 0, False, True),
+    ]
+
+
+def test_one_process_needs_no_group() -> None:
+    import torch.distributed as dist
+
+    with World(ParallelConfig(), engine(), Place()) as world:
+        assert not dist.is_initialized()
+        assert world.group("dp") is None
+        assert world.agree(True)
+        assert not world.agree(False)
+        assert world.share("value", source=0) == "value"
+
+
+def test_axes_must_make_the_world() -> None:
+    with pytest.raises(LayoutError, match="pp=2"):
+        World(ParallelConfig(pp=2), engine(), Place())
+
+
+def vote(place: Place) -> list[bool]:
+    with World(TWO, engine(), place) as world:
+        return [world.agree(False), world.agree(place.rank == 1), world.agree(False)]
+
+
+def test_one_vote_is_enough(ranks: RankPool) -> None:
+    assert ranks.run(vote, size=2) == [[False, True, False]] * 2
+
+
+def lose_a_peer(place: Place) -> float:
+    """Rank 1 never comes; rank 0, asked to stop, notices within its grace."""
+    start = time.monotonic()
+    with World(TWO, engine(), place) as world:
+        if place.rank == 1:
+            time.sleep(3.0)
+            return 0.0
+        try:
+            world.agree(True, grace_s=1.0)
+        except PeerLostError:
+            return time.monotonic() - start
+    return -1.0
+
+
+def test_lost_peer_is_noticed_within_the_grace(ranks: RankPool) -> None:
+    waited = ranks.run(lose_a_peer, size=2)[0]
+
+    assert 1.0 <= waited < 3.0
+
+
+def published(place: Place, port: int) -> bytes:
+    """As under a launcher that sets the usual variables."""
+    os.environ.update(
+        RANK=str(place.rank), WORLD_SIZE=str(place.world_size), LOCAL_RANK=str(place.rank),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+    )  # fmt: skip
+    content = publish_config(b"\x00config\xff" if place.rank == 0 else None)
+    with World(TWO, engine()) as world:
+        assert world.agree(world.rank == 0)
+    return content
+
+
+def test_configuration_reaches_every_rank_before_groups_exist() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with RankPool() as pool:
+        assert pool.run(published, port, size=2) == [b"\x00config\xff"] * 2
+
+
+def hang(place: Place) -> None:
+    if place.rank == 1:
+        time.sleep(600)
+
+
+def test_stuck_rank_is_killed_and_the_pool_lives_on() -> None:
+    with RankPool() as pool:
+        assert len(pool.run(pid, size=2)) == 2
+        first = pool.pids
+        with pytest.raises(RankTimeoutError, match=r"ranks \[1\] of 2"):
+            pool.run(hang, size=2, timeout_s=1.0)
+        assert not any(alive(number) for number in first if number)
+        assert set(pool.run(pid, size=1)).isdisjoint(first)
+
+
+def pid(place: Place) -> int:
+    return os.getpid()
+
+
+def alive(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,42 @@
+"""Small token stores for tests, with documents whose tokens tell where they are from."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from llmtrain.data.lineage import DocumentRecord
+from llmtrain.data.store import ShardWriter, TokenStore, write_manifest
+
+VOCAB_SIZE = 32_000
+EOS_ID = 2
+
+
+def write_store(
+    directory: Path,
+    documents: Sequence[Sequence[int]],
+    num_shards: int = 1,
+    vocab_size: int = VOCAB_SIZE,
+    tokenizer_hash: str = "0" * 64,
+) -> TokenStore:
+    """Write ``documents`` (without EOS) over shards in order and open the store."""
+    infos = []
+    for index, part in enumerate(np.array_split(np.arange(len(documents)), num_shards)):
+        with ShardWriter(directory, index, vocab_size=vocab_size, eos_id=EOS_ID) as writer:
+            for i in part.tolist():
+                record = DocumentRecord(
+                    id=f"{i:032x}", url=f"https://example.org/{i}", text_bytes=i
+                )
+                writer.add(documents[i], record)
+        infos.append(writer.info)
+    write_manifest(
+        directory, infos, tokenizer_hash=tokenizer_hash, vocab_size=vocab_size, eos_id=EOS_ID
+    )
+    return TokenStore.open(directory)
+
+
+def random_documents(num_documents: int, mean_length: int, seed: int = 0) -> list[list[int]]:
+    """Documents of random ids and lengths; EOS occurs inside them too."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 2 * mean_length, num_documents)
+    return [rng.integers(2, VOCAB_SIZE, length).tolist() for length in lengths]

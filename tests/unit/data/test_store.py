@@ -1,0 +1,225 @@
+"""A store gives back what was written, and every kind of damage has its sentence."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llmtrain.data.lineage import DocumentRecord
+from llmtrain.data.store import MANIFEST, ShardWriter, TokenStore, verify, write_manifest
+from llmtrain.errors import DataError
+from tests.stores import EOS_ID, random_documents, write_store
+
+
+@pytest.fixture
+def documents() -> list[list[int]]:
+    return random_documents(60, 20)
+
+
+@pytest.fixture
+def store(tmp_path: Path, documents: list[list[int]]) -> TokenStore:
+    return write_store(tmp_path / "wiki", documents, num_shards=3)
+
+
+def flat(documents: list[list[int]]) -> np.ndarray:
+    return np.concatenate([[*document, EOS_ID] for document in documents])
+
+
+def test_gives_back_tokens_and_documents(store: TokenStore, documents: list[list[int]]) -> None:
+    tokens = flat(documents)
+    assert store.num_tokens == len(tokens)
+    assert store.num_documents == len(documents)
+    assert np.array_equal(store.tokens(0, len(tokens)), tokens)
+    assert all(
+        store.document(i).tolist() == [*document, EOS_ID] for i, document in enumerate(documents)
+    )
+    edge = int(store.shard_starts[1])
+    assert np.array_equal(store.tokens(edge - 5, edge + 5), tokens[edge - 5 : edge + 5])
+
+
+@pytest.mark.parametrize("max_known_starts", [1 << 21, 10])
+def test_boundaries_come_from_the_index(
+    store: TokenStore,
+    documents: list[list[int]],
+    max_known_starts: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("llmtrain.data.store.MAX_KNOWN_STARTS", max_known_starts)
+    lengths = np.array([len(document) + 1 for document in documents])
+    starts = np.cumsum(lengths) - lengths
+    assert np.array_equal(store.document_boundaries(0, store.num_tokens), starts)
+    begin = np.arange(0, store.num_tokens - 90, 37)
+    rows, offsets = store.boundaries(begin, 90)
+    for row, start in enumerate(begin):
+        inside = starts[(starts >= start) & (starts < start + 90)] - start
+        assert np.array_equal(offsets[rows == row], inside)
+
+
+def test_finds_the_document_of_a_token(store: TokenStore) -> None:
+    for document in range(store.num_documents):
+        start, end = store.document_span(document)
+        assert store.document_at(start) == store.document_at(end - 1) == document
+    assert store.record(41).url == "https://example.org/41"
+    assert store.record(41).num_tokens == len(store.document(41))
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype"), [(65_408, "uint16"), (65_409, "int32"), (128_256, "int32")]
+)
+def test_dtype_follows_the_padded_vocabulary(tmp_path: Path, vocab_size: int, dtype: str) -> None:
+    store = write_store(tmp_path, [[vocab_size - 1]], vocab_size=vocab_size)
+    assert store.shards[0].dtype == dtype
+    assert store.tokens(0, 2).tolist() == [vocab_size - 1, EOS_ID]
+
+
+def test_two_writers_of_one_shard_give_the_same_bytes(
+    tmp_path: Path, documents: list[list[int]]
+) -> None:
+    one = write_store(tmp_path / "one", documents, num_shards=2)
+    two = write_store(tmp_path / "two", documents, num_shards=2)
+    names = sorted(path.name for path in one.path.iterdir())
+    assert names == sorted(path.name for path in two.path.iterdir())
+    assert len(names) == 7
+    for name in names:
+        assert (one.path / name).read_bytes() == (two.path / name).read_bytes()
+
+
+def test_empty_shards_are_left_out_and_empty_documents_refused(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, 0, vocab_size=100, eos_id=2) as empty:
+        pass
+    with ShardWriter(tmp_path, 1, vocab_size=100, eos_id=2) as full:
+        full.add([5], DocumentRecord(id="a"))
+        with pytest.raises(DataError, match="is empty"):
+            full.add([], DocumentRecord(id="b"))
+        with pytest.raises(DataError, match="holds token 100, the vocabulary ends at 99"):
+            full.add([100], DocumentRecord(id="c"))
+    identity = {"tokenizer_hash": "0", "vocab_size": 100, "eos_id": 2}
+    manifest = write_manifest(tmp_path, [full.info, empty.info], **identity)
+    assert [shard.name for shard in manifest.shards] == ["part-00001"]
+    assert TokenStore.open(tmp_path).num_tokens == 2
+    with pytest.raises(DataError, match="would be empty"):
+        write_manifest(tmp_path, [empty.info], **identity)
+
+
+def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    def fail() -> None:
+        with ShardWriter(tmp_path, 0, vocab_size=100, eos_id=2) as writer:
+            writer.add([5], DocumentRecord(id="a"))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_truncated_bin_is_named_with_both_sizes(store: TokenStore) -> None:
+    path = store.path / "part-00001.bin"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-6])
+    with pytest.raises(DataError, match=f"part-00001.bin holds {size - 6:,} bytes") as error:
+        TokenStore.open(store.path)
+    assert f"its manifest says {size:,}" in str(error.value)
+
+
+def test_flipped_byte_is_found_by_verify_alone(store: TokenStore) -> None:
+    assert verify(store.path).num_tokens == store.num_tokens
+    path = store.path / "part-00002.bin"
+    raw = bytearray(path.read_bytes())
+    raw[7] ^= 1
+    path.write_bytes(raw)
+    assert TokenStore.open(store.path).num_tokens == store.num_tokens
+    with pytest.raises(DataError, match=r"part-00002.bin has sha256 .* it is damaged"):
+        verify(store.path)
+
+
+def test_wrong_magic(store: TokenStore) -> None:
+    path = store.path / "part-00000.idx"
+    path.write_bytes(b"NOTINDEX\0" + path.read_bytes()[9:])
+    with pytest.raises(DataError, match="does not begin with the magic"):
+        TokenStore.open(store.path)
+
+
+def test_missing_shard_file_and_missing_manifest(store: TokenStore) -> None:
+    (store.path / "part-00000.docs.parquet").unlink()
+    with pytest.raises(DataError, match=r"part-00000.docs.parquet is missing"):
+        TokenStore.open(store.path)
+    (store.path / MANIFEST).unlink()
+    with pytest.raises(DataError, match=r"has no manifest.json; the store is unfinished"):
+        TokenStore.open(store.path)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"shards": [], "of": "another kind"}'])
+def test_unreadable_manifest(store: TokenStore, content: str) -> None:
+    (store.path / MANIFEST).write_text(content)
+    with pytest.raises(DataError, match="is not a manifest of format version 1"):
+        TokenStore.open(store.path)
+
+
+def test_edited_manifest(store: TokenStore) -> None:
+    path = store.path / MANIFEST
+    plain = json.loads(path.read_text())
+    plain["eos_id"] = 1
+    path.write_text(json.dumps(plain))
+    with pytest.raises(DataError, match="was changed after it was written"):
+        TokenStore.open(store.path)
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere does not exist; .*llmtrain-data tokenize"):
+        TokenStore.open(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "corpus.jsonl.zst", "*.parquet"])
+def test_raw_text_is_answered_with_the_command_that_helps(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError) as error:
+        TokenStore.open(tmp_path / name)
+    assert f"llmtrain-data tokenize input={tmp_path / name} text_field=text" in str(error.value)
+
+
+def test_folder_of_raw_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").touch()
+    with pytest.raises(DataError) as error:
+        TokenStore.open(tmp_path)
+    assert f"llmtrain-data tokenize input={tmp_path}/*.jsonl.gz" in str(error.value)
+
+
+def test_a_pair_without_a_manifest_opens_by_prefix_and_by_folder(
+    store: TokenStore, tmp_path: Path
+) -> None:
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    for end in ("bin", "idx"):
+        (store.path / f"part-00000.{end}").rename(foreign / f"text_document.{end}")
+    opened = [TokenStore.open(foreign), TokenStore.open(foreign / "text_document")]
+    opened.append(TokenStore.open(foreign / "text_document.bin"))
+    assert {one.num_tokens for one in opened} == {int(store.shard_starts[1])}
+    assert len({one.fingerprint for one in opened}) == 1
+    assert verify(foreign).manifest is None
+    path = foreign / "text_document.bin"
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(DataError, match=r"text_document.bin holds .* bytes, its index says"):
+        TokenStore.open(foreign)
+
+
+def test_other_tokenizer(store: TokenStore) -> None:
+    store.check_tokenizer("0" * 64)
+    with pytest.raises(DataError, match="the given tokenizer is ffffffffffffffff; set tokenizer"):
+        store.check_tokenizer("f" * 64)
+
+
+def test_positions_outside(store: TokenStore) -> None:
+    with pytest.raises(DataError, match="is outside"):
+        store.tokens(0, store.num_tokens + 1)
+    with pytest.raises(DataError, match="60 documents; 60 is outside"):
+        store.document(60)
+
+
+def test_importing_the_store_reaches_no_torch_and_no_pyarrow() -> None:
+    code = (
+        "import sys, llmtrain.data.store, llmtrain.tokenizer.tokenizer\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'pyarrow', 'sentencepiece')))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,109 @@
+"""The supervisor: every task once, whatever happens to its workers."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline.execute import LocalExecutor, Task, TaskFailedError
+from llmtrain.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def executor() -> Iterator[LocalExecutor]:
+    with LocalExecutor(num_workers=2, time_limit_s=30) as live:
+        yield live
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def die_once(folder: str, name: str) -> str:
+    """Kill the own process in the first attempt."""
+    marker = Path(folder) / name
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return name
+
+
+def always_die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail(folder: str) -> None:
+    with (Path(folder) / "attempts").open("a") as file:
+        file.write("x")
+    raise ValueError("something broke")
+
+
+def refuse(folder: str) -> None:
+    with (Path(folder) / "refusals").open("a") as file:
+        file.write("x")
+    raise DataError("the input is wrong")
+
+
+def sleep_once(folder: str, seconds: float) -> str:
+    marker = Path(folder) / "slept"
+    if not marker.exists():
+        marker.touch()
+        time.sleep(seconds)
+    return "awake"
+
+
+def collect(executor: LocalExecutor, tasks: list[Task]) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    executor.run(tasks, lambda task, value: results.__setitem__(task.key, value))
+    return results
+
+
+def test_every_task_runs_once(executor: LocalExecutor) -> None:
+    tasks = [Task(str(i), square, {"x": i}, cost=i) for i in range(50)]
+    assert collect(executor, tasks) == {str(i): i * i for i in range(50)}
+    assert len(executor.worker_pids) == 2
+
+
+def test_killed_workers_are_replaced(executor: LocalExecutor, tmp_path: Path) -> None:
+    tasks = [Task(f"t{i}", die_once, {"folder": str(tmp_path), "name": f"t{i}"}) for i in range(5)]
+    assert collect(executor, tasks) == {f"t{i}": f"t{i}" for i in range(5)}
+
+
+def test_third_death_stops_the_run(executor: LocalExecutor) -> None:
+    with pytest.raises(TaskFailedError, match=r"doomed failed 3 times.*signal 9"):
+        executor.run([Task("doomed", always_die, {})], lambda *_: None)
+    assert collect(executor, [Task("after", square, {"x": 3})]) == {"after": 9}
+
+
+@pytest.mark.parametrize(
+    ("function", "file", "error", "attempts"),
+    [(fail, "attempts", TaskFailedError, 3), (refuse, "refusals", DataError, 1)],
+)
+def test_faults_are_tried_again_and_wrong_input_is_not(
+    executor: LocalExecutor,
+    tmp_path: Path,
+    function: Callable[..., None],
+    file: str,
+    error: type[Exception],
+    attempts: int,
+) -> None:
+    with pytest.raises(error, match=r"something broke|the input is wrong"):
+        executor.run([Task("t", function, {"folder": str(tmp_path)})], lambda *_: None)
+    assert (tmp_path / file).read_text() == "x" * attempts
+
+
+def test_late_worker_is_replaced(tmp_path: Path) -> None:
+    with LocalExecutor(num_workers=1, time_limit_s=0.5) as executor:
+        task = Task("late", sleep_once, {"folder": str(tmp_path), "seconds": 60})
+        assert collect(executor, [task]) == {"late": "awake"}
+
+
+def test_workers_leave_with_the_executor() -> None:
+    with LocalExecutor(num_workers=1) as executor:
+        collect(executor, [Task("a", square, {"x": 2})])
+        (pid,) = executor.worker_pids
+    assert not Path(f"/proc/{pid}").exists()

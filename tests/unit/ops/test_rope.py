@@ -1,0 +1,108 @@
+"""Frequencies against transformers' own, rotation against complex numbers."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from llmtrain.config.model import RopeScalingConfig
+from llmtrain.ops.rope import Rotation, rope_frequencies
+
+SCALINGS = [
+    RopeScalingConfig(kind="linear", factor=4.0, original_max_position_embeddings=2048),
+    RopeScalingConfig(kind="llama3", factor=8.0, original_max_position_embeddings=8192),
+    RopeScalingConfig(kind="llama3", factor=32.0, original_max_position_embeddings=8192),
+    RopeScalingConfig(
+        kind="llama3",
+        factor=8.0,
+        original_max_position_embeddings=64,
+        low_freq_factor=2.0,
+        high_freq_factor=5.0,
+    ),
+    RopeScalingConfig(kind="yarn", factor=4.0, original_max_position_embeddings=32768),
+    RopeScalingConfig(
+        kind="yarn",
+        factor=16.0,
+        original_max_position_embeddings=4096,
+        beta_fast=16.0,
+        beta_slow=2.0,
+        attention_factor=1.1,
+    ),
+]
+
+
+def published(
+    head_dim: int, theta: float, scaling: RopeScalingConfig
+) -> tuple[torch.Tensor, float]:
+    fields: dict[str, Any] = {
+        "rope_type": scaling.kind,
+        "rope_theta": theta,
+        "factor": scaling.factor,
+        "original_max_position_embeddings": scaling.original_max_position_embeddings,
+        "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor,
+        "beta_fast": scaling.beta_fast,
+        "beta_slow": scaling.beta_slow,
+    }
+    if scaling.attention_factor is not None:
+        fields["attention_factor"] = scaling.attention_factor
+    known = {
+        "linear": {"factor"},
+        "llama3": {"factor", "low_freq_factor", "high_freq_factor",
+                   "original_max_position_embeddings"},
+        "yarn": {"factor", "beta_fast", "beta_slow", "attention_factor",
+                 "original_max_position_embeddings"},
+    }[scaling.kind] | {"rope_type", "rope_theta"}  # fmt: skip
+    config = LlamaConfig(
+        head_dim=head_dim,
+        max_position_embeddings=int(scaling.factor * scaling.original_max_position_embeddings),
+        rope_parameters={name: value for name, value in fields.items() if name in known},
+    )
+    frequencies, factor = ROPE_INIT_FUNCTIONS[scaling.kind](config, torch.device("cpu"))
+    return frequencies, factor
+
+
+@pytest.mark.parametrize("scaling", SCALINGS, ids=lambda s: f"{s.kind}-{s.factor}")
+@pytest.mark.parametrize(("head_dim", "theta"), [(64, 10000.0), (128, 500000.0)])
+def test_scaled_frequencies_are_the_published_ones(
+    head_dim: int, theta: float, scaling: RopeScalingConfig
+) -> None:
+    found, found_factor = rope_frequencies(head_dim, theta, scaling)
+    expected, expected_factor = published(head_dim, theta, scaling)
+    torch.testing.assert_close(found, expected, rtol=3e-7, atol=0)
+    assert math.isclose(found_factor, expected_factor, rel_tol=1e-12)
+
+
+def test_rotation_turns_pairs_as_complex_numbers() -> None:
+    frequencies, _ = rope_frequencies(8, 100.0)
+    positions = torch.tensor([[0, 1, 5, 0, 1]])
+    x = torch.randn(1, 5, 3, 8, dtype=torch.float64)
+    turned = Rotation.at(positions, frequencies, 1.0, torch.float64).apply(x)
+    pairs = torch.complex(x[..., :4], x[..., 4:])
+    angles = positions[..., None, None] * frequencies.double()
+    expected = pairs * torch.polar(torch.ones_like(angles), angles)
+    torch.testing.assert_close(turned, torch.cat((expected.real, expected.imag), dim=-1))
+
+
+def test_scores_depend_on_the_distance_alone() -> None:
+    frequencies, _ = rope_frequencies(16, 10000.0)
+    q, k = torch.randn(2, 1, 1, 1, 16, dtype=torch.float64)
+
+    def score(q_position: int, k_position: int) -> float:
+        at = [
+            Rotation.at(torch.tensor([[p]]), frequencies, 1.0, torch.float64)
+            for p in (q_position, k_position)
+        ]
+        return (at[0].apply(q) * at[1].apply(k)).sum().item()
+
+    assert math.isclose(score(7, 3), score(1007, 1003), rel_tol=1e-9)
+
+
+def test_angles_stay_in_fp32_for_bf16_models() -> None:
+    frequencies, _ = rope_frequencies(8, 10000.0)
+    rotation = Rotation.at(torch.tensor([[1001]]), frequencies, 1.0, torch.bfloat16)
+    assert rotation.cos.dtype == torch.float32
+    assert rotation.apply(torch.ones(1, 1, 1, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16

@@ -1,0 +1,61 @@
+"""Files of a run folder: atomic, kept over restarts, readable by a supervisor."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llmtrain.errors import CheckpointError
+from llmtrain.train.rundir import ExitReason, RunDirectory, write_json
+
+
+def test_the_first_record_is_kept(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "demo")
+    assert run.record(name="demo", wandb_id="first") == {"name": "demo", "wandb_id": "first"}
+    assert run.record(wandb_id="second", seed=1)["wandb_id"] == "first"
+    assert json.loads(run.run_json.read_text()) == {
+        "name": "demo", "wandb_id": "first", "seed": 1
+    }  # fmt: skip
+
+
+def test_status_says_code_reason_and_step(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.write_status(ExitReason.PREEMPTED, step=7)
+    assert json.loads(run.status_json.read_text()) == {"code": 3, "reason": "preempted", "step": 7}
+    run.clear_status()
+    run.clear_status()
+    assert not run.status_json.exists()
+
+
+@pytest.mark.parametrize(
+    ("reason", "alone", "launched"),
+    [
+        (ExitReason.DONE, 0, 0),
+        (ExitReason.STOP_AT_STEP, 0, 0),
+        (ExitReason.PREEMPTED, 3, 0),
+        (ExitReason.SAVE_FAILED, 1, 1),
+        (ExitReason.DIVERGED, 1, 1),
+        (ExitReason.PEER_LOST, 1, 1),
+        (ExitReason.REFUSED, 2, 2),
+        (ExitReason.FAILED, 1, 1),
+    ],
+)
+def test_exit_statuses(reason: ExitReason, alone: int, launched: int) -> None:
+    assert reason.exit_status(under_launcher=False) == reason.code == alone
+    assert reason.exit_status(under_launcher=True) == launched
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+@pytest.mark.parametrize("text", ['{"a": ', "[1]"])
+def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
+    run = RunDirectory(tmp_path)
+    run.run_json.write_text(text)
+    with pytest.raises(CheckpointError, match=r"run\.json .*delete it"):
+        run.read_record()
