@@ -107,6 +107,8 @@ def _dispatch(arguments: Arguments) -> int:
     try:
         module = import_module("data_pipeline.commands")
     except ModuleNotFoundError as error:
+        if (error.name or "").startswith(("data_pipeline", "llmtrain")):
+            raise
         raise ConfigError(
             f"the data pipeline needs {error.name}; pip install 'llmtrain[data]'"
         ) from error

@@ -212,7 +212,7 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _zstd_chunks(path: Path) -> Iterator[bytes]:
-                    inflater = inflater or decompressor.decompressobj()
+    """Yield decompressed chunks of all frames; the library's own reader takes a cut for the end."""
     import zstandard
 
     decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
@@ -235,7 +235,7 @@ def _read_jsonl(file: RawFile) -> Iterator[_Row]:
     try:
         for line in _lines(Path(file.path)):
             if line.strip():
-                yield _parse_line(line), len(line)
+                yield _parse_line(line), len(line.rstrip(b"\n"))
     except (EOFError, zlib.error, OSError) as error:
         raise DataError(
             f"{file.path} is cut or damaged ({error}); fetch it again or leave it out"

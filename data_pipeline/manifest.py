@@ -109,16 +109,12 @@ class TaskResult:
 
     def stands_in(self, folder: Path) -> bool:
         """Whether every file is in ``folder`` with the size it was written with."""
-        sizes = {
-            name: (folder / name).stat().st_size for name in self.names if (folder / name).is_file()
-        }
-        shards = (*self.shards, *self.dropped)
-        expected = (
-            [shard.size for shard in shards] + [None] * len(self.files) + [*self.work.values()]
-        )
+        shards = [shard.size for shard in (*self.shards, *self.dropped)]
+        sizes = [*shards, *(None for _ in self.files), *self.work.values()]
+        paths = [folder / name for name in self.names]
         return all(
-            name in sizes and size in (None, sizes[name])
-            for name, size in zip(self.names, expected, strict=True)
+            path.is_file() and size in (None, path.stat().st_size)
+            for path, size in zip(paths, sizes, strict=True)
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -146,6 +142,7 @@ class Manifest:
     key: str
     settings: dict[str, Any]
     code: dict[str, Any]
+    source: str
     inputs: list[dict[str, Any]]
     shards: list[Shard]
     dropped: list[Shard]

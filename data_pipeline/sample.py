@@ -9,7 +9,6 @@ installed and on the arguments: no clock, no randomness, no trace of the number 
 """
 
 import hashlib
-import io
 import json
 import logging
 import multiprocessing
@@ -17,7 +16,6 @@ import os
 import platform
 import re
 import sysconfig
-import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -26,10 +24,9 @@ from importlib import metadata
 from pathlib import Path
 
 from tqdm import tqdm
-from warcio.statusandheaders import StatusAndHeaders
-from warcio.warcwriter import WARCWriter
 
 from data_pipeline.sample_pages import Page, module_pages, render, text_page
+from data_pipeline.warc_writer import WarcFile
 from llmtrain.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -130,7 +127,9 @@ def make_sample(
         results = list(tqdm(written, total=len(tasks), desc="crawl", unit="file", disable=None))
     summary = _summary(out, tasks, results)
     record = json.dumps({"settings": settings, "summary": asdict(summary)}, indent=1)
-    _commit(out / "sample.json", record.encode())
+    partial = out / "sample.json.partial"
+    partial.write_text(record)
+    partial.replace(out / "sample.json")
     num_pages = sum(summary.pages.values())
     logger.info("%s: %d pages, %.1f MB of HTML", out, num_pages, summary.html_bytes / 1e6)
     return summary
@@ -158,17 +157,6 @@ def _finished(out: Path, settings: dict[str, object]) -> SampleSummary | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return summary if whole and record["settings"] == settings else None
-
-
-def _commit(path: Path, data: bytes) -> None:
-    """Write a file aside and rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 # What there is to read -------------------------------------------------------------------------
@@ -294,23 +282,20 @@ def _write_warc(task: _Task) -> tuple[int, int]:
         else:
             pages.extend(module_pages(Path(item.path).read_bytes(), item.name, item.prefix))
     pages = pages[: task.pages]
-    buffer = io.BytesIO()
-    writer = WARCWriter(buffer, gzip=True)
-    name = "/".join(Path(task.path).parts[-2:])
-    info = b"software: llmtrain-data sample\r\nformat: WARC File Format 1.0\r\n"
-    _record(writer, "warcinfo", f"urn:file:{name}", _EPOCH, info, "application/warc-fields")
-    robots = b"User-agent: *\nAllow: /\n"
-    _response(writer, f"{SITE}/robots.txt", _date(name), robots, "200 OK", "text/plain")
-    missing = b"<html><title>Not found</title><p>There is no such page here, sorry.</p></html>"
-    _response(writer, f"{SITE}/missing/{name}", _date(name), missing, "404 Not Found")
+    path = Path(task.path)
+    name = "/".join(path.parts[-2:])
     num_pages = html_bytes = 0
-    for page in pages:
-        payload = render(page, pages)
-        for url, date in _visits(page.url):
-            _response(writer, url, date, payload, "200 OK")
-            num_pages += 1
-            html_bytes += len(payload)
-    _commit(Path(task.path), buffer.getvalue())
+    with WarcFile(path, _EPOCH, software="llmtrain-data sample") as warc:
+        robots = b"User-agent: *\nAllow: /\n"
+        warc.response(f"{SITE}/robots.txt", _date(name), robots, "text/plain")
+        missing = b"<html><title>Not found</title><p>There is no such page here, sorry.</p></html>"
+        warc.response(f"{SITE}/missing/{name}", _date(name), missing, status="404 Not Found")
+        for page in pages:
+            payload = render(page, pages)
+            for url, date in _visits(page.url):
+                warc.response(url, date, payload)
+                num_pages += 1
+                html_bytes += len(payload)
     return num_pages, html_bytes
 
 
@@ -330,53 +315,3 @@ def _visits(url: str) -> Iterator[tuple[str, datetime]]:
     if _draw(url) % _RECRAWL_ONE_IN == 0:
         again = url.replace("https://", "https://www.") + "?utm_source=newsletter"
         yield again, _date(url) + timedelta(days=_CRAWL_DAYS)
-
-
-def _response(
-    writer: WARCWriter,
-    url: str,
-    date: datetime,
-    payload: bytes,
-    status: str,
-    kind: str = "text/html",
-) -> None:
-    """Append an HTTP response record."""
-    http = StatusAndHeaders(
-        status,
-        [
-            ("Content-Type", f"{kind}; charset=utf-8"),
-            ("Content-Length", str(len(payload))),
-            ("Date", date.strftime("%a, %d %b %Y %H:%M:%S GMT")),
-            ("Server", "docs"),
-        ],
-        protocol="HTTP/1.1",
-    )
-    _record(writer, "response", url, date, payload, "application/http; msgtype=response", http)
-
-
-def _record(
-    writer: WARCWriter,
-    record_type: str,
-    url: str,
-    date: datetime,
-    payload: bytes,
-    content_type: str,
-    http: StatusAndHeaders | None = None,
-) -> None:
-    """Append a record whose id and date derive from its address and time."""
-    stamp = date.strftime("%Y-%m-%dT%H:%M:%SZ")
-    headers = {
-        "WARC-Record-ID": f"<urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'{url} {stamp}')}>",
-        "WARC-Date": stamp,
-    }
-    writer.write_record(
-        writer.create_warc_record(
-            url,
-            record_type,
-            payload=io.BytesIO(payload),
-            length=len(payload),
-            warc_content_type=content_type,
-            http_headers=http,
-            warc_headers_dict=headers,
-        )
-    )

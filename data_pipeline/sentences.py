@@ -16,10 +16,10 @@ SentenceCounter = Callable[[str, int], int]
 """Takes a text and the number above which counting is pointless."""
 
 _WORD = re.compile(r"\w")
-_BREAK = re.compile(r"(\w+)?([.?!]+)[\"'’”)\]}]*\s+(?=[\"'‘“(\[]*(\w))")
+_BREAK = re.compile(r"(\w+(?:\.\w+)*)?([.?!]+)[\"'’”)\]}]*\s+(?=(\S))")
 _ABBREVIATIONS = (
     "al apr aug capt cf co col corp dec dept dr ed eds est feb fig gen jan jul jun ltd mr mrs ms "
-    "nov oct pp prof rep rev sen sep sept sgt st vol vs"
+    "nov oct p.m a.m ph.d pp prof rep rev sen sep sept sgt st u.k u.n u.s u.s.a vol vs"
 )
 _NOT_LAST = frozenset(_ABBREVIATIONS.split())
 
@@ -50,23 +50,27 @@ def punkt_sentences(text: str, limit: int) -> int:
 def rule_sentences(text: str, limit: int) -> int:
     """Count sentences by rule, up to ``limit``.
 
-    A sentence ends at ``.``, ``?`` or ``!``, closing quotes and brackets, white space, and a next
-    word that does not start in lower case; not after an initial or a common abbreviation. Every
-    line break after such a mark ends one too.
+    A sentence ends at ``.``, ``?`` or ``!`` before white space, closing quotes and brackets
+    between them allowed. A single full stop ends none after an initial or a common abbreviation,
+    an ellipsis none before a word in lower case.
     """
     if not text.strip():
         return 0
     count = 1
     for match in _BREAK.finditer(text):
         word, marks, following = match[1], match[2], match[3]
-        if following.islower():
+        if marks == "." and word and (_is_initial(word) or word.lower() in _NOT_LAST):
             continue
-        if marks == "." and word and (len(word) == 1 or word.lower() in _NOT_LAST):
+        if marks.startswith("..") and following.islower():
             continue
         count += 1
         if count >= limit:
             break
     return min(count, limit)
+
+
+def _is_initial(word: str) -> bool:
+    return len(word) == 1 and word.isalpha()
 
 
 SENTENCES: Mapping[str, SentenceCounter] = {"punkt": punkt_sentences, "rules": rule_sentences}

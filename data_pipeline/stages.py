@@ -56,6 +56,15 @@ def code_versions() -> dict[str, Any]:
     return {"pipeline": PIPELINE_VERSION, **{name: version(name) for name in _LIBRARIES}}
 
 
+@cache
+def source_digest() -> str:
+    """Digest of this package's source: manifests name it, a change of it is told, not refused."""
+    folder = Path(__file__).parent
+    files = sorted(folder.rglob("*.py"))
+    content = b"".join(str(p.relative_to(folder)).encode() + p.read_bytes() for p in files)
+    return blake3.blake3(content).hexdigest(length=8)
+
+
 class Stage:
     """One stage of a pipeline under ``OUT/stages/NAME``."""
 
@@ -97,6 +106,11 @@ class Stage:
                 f"{self.folder} was made from something else: {self._difference(manifest)}; "
                 f"use another out=, or remove {self.folder} and what follows it"
             )
+        if manifest.source != source_digest():
+            logger.warning(
+                "%s was made by other source code (%s, now %s) of equal version; it stays as it is",
+                self.folder, manifest.source, source_digest(),
+            )  # fmt: skip
         for shard in (*manifest.shards, *manifest.dropped):
             file = self.context.out / shard.path
             if not file.is_file() or file.stat().st_size != shard.size:
@@ -185,6 +199,7 @@ class Stage:
         counts.check(self.name)
         manifest = Manifest(
             stage=self.name, key=self.key, settings=self.settings, code=code_versions(),
+            source=source_digest(),
             inputs=self.inputs, counts=counts, details=dict(details or {}),
             shards=[shard for result in results for shard in result.shards],
             dropped=[shard for result in results for shard in result.dropped],

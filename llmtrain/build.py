@@ -26,13 +26,12 @@ from llmtrain.train.evaluation import Evaluation
 from llmtrain.train.facts import data_facts
 from llmtrain.train.guard import Guard, stop_signals
 from llmtrain.train.loss import pretraining_loss
-from llmtrain.train.metrics import Meter, Metrics, Sink, TimedBatches
-from llmtrain.train.monitor import Console, JsonLines
+from llmtrain.train.metrics import Meter, Metrics, TimedBatches
 from llmtrain.train.optimizer import optimizer_factory
 from llmtrain.train.progress import Progress
 from llmtrain.train.rundir import ExitReason, RunDirectory
 from llmtrain.train.schedule import learning_rate
-from llmtrain.train.tracker import wandb_sink
+from llmtrain.train.tracker import open_sinks
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +87,7 @@ def _train(config: RunConfig, run: RunDirectory, world: World, progress: Progres
         if world.rank == 0:
             length, peak = config.training.sequence_length, config.monitor.peak_tflops
             metrics = Metrics(
-                _sinks(config, run, progress, stack),
+                open_sinks(stack, config.monitor, run, progress, to_plain(config)),
                 Meter.of(config.model, length, world.device, world.world_size, peak),
                 schedule=schedule, source_names=plan.source_names,
                 batches=batches, every_steps=config.monitor.log_every_steps,
@@ -146,16 +145,3 @@ def _engine(config: RunConfig, world: World, num_sources: int) -> NativeEngine:
     stage = build_stage(*parts, world, config.training.seed, loss)
     factory = optimizer_factory(config.optimizer)
     return NativeEngine(stage, factory, grad_clip_norm=config.optimizer.grad_clip_norm)
-
-
-def _sinks(
-    config: RunConfig, run: RunDirectory, progress: Progress, stack: ExitStack
-) -> list[Sink]:
-    """What rank 0 writes to; metrics.jsonl first."""
-    console = Console(progress.num_steps, progress.step, config.monitor.progress_bar)
-    tracker = stack.enter_context(wandb_sink(config.monitor, run, to_plain(config)))
-    sinks: list[Sink] = [
-        stack.enter_context(JsonLines(run.metrics_jsonl, progress.step)),
-        stack.enter_context(console),
-    ]
-    return sinks if tracker is None else [*sinks, tracker]

@@ -1,4 +1,4 @@
-"""The exceptions a user can meet; every message says what was found, what was expected, what to change.
+"""The exceptions a user can meet; a message says what was found, expected, and what to change.
 
 The command line prints the message alone and exits with status 2: these are never tracebacks.
 Anything else that escapes is a fault of ours (status 1).
@@ -27,4 +27,4 @@ class CheckpointError(LLMTrainError):
 
 
 class LayoutError(LLMTrainError):
-    """The requested parallel layout does not fit the model, the batch or the number of processes."""
+    """The requested layout does not fit the model, the batch or the number of processes."""

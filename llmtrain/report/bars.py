@@ -14,14 +14,15 @@ def mixture(record: RunRecord) -> str:
     if not total:
         return ""
     bars, rows = [], []
-    for i, (name, tokens) in enumerate(realised.items()):
+    for name, tokens in realised.items():
+        color = f"var(--c{record.color(name) % 8})"
         share, plan = tokens / total, record.planned.get(name)
         planned = "–" if plan is None else f"{plan:.2%}"
         rows.append([html.escape(name), planned, f"{share:.2%}", f"{tokens:,}"])
-        lines = [_bar([(share, f"var(--c{i % 8})")], f"{name}: {share:.2%} of {total:,} tokens")]
+        lines = [_bar([(share, color)], f"{name}: {share:.2%} of {total:,} tokens")]
         if plan is not None:
-            color = f"color-mix(in srgb, var(--c{i % 8}) 40%, transparent)"
-            lines.insert(0, _bar([(plan, color)], f"{name}: {plan:.2%} planned"))
+            pale = f"color-mix(in srgb, {color} 40%, transparent)"
+            lines.insert(0, _bar([(plan, pale)], f"{name}: {plan:.2%} planned"))
         bars.append(_bar_group(name, f"{planned} planned, {share:.2%} seen", lines))
     listing = table(["source", "planned", "seen", "target tokens"], rows)
     note = "Planned share of the tokens (pale) and the share trained on (full)."

@@ -17,9 +17,10 @@ def loss(record: RunRecord, plots: dict[str, Row]) -> str:
     """Training loss, its running mean and the held-out loss."""
     raw = _points(record.rows, lambda row: row["loss"])
     series = [_series("training", 0, raw, faint=True), _series("running mean", 0, _smooth(raw))]
-    for i, name in enumerate(_names(record.rows, "validation_loss")):
+    for name in _names(record.rows, "validation_loss"):
         points = _points(record.rows, _inside("validation_loss", name))
-        series.append(_series(f"held out: {name}", i + 1, points, dots=len(points) <= 60))
+        color, dots = record.color(name), len(points) <= 60
+        series.append(_series(f"held out: {name}", color, points, dots=dots))
     label = "Loss over steps"
     plots["loss"] = {"series": series, "tall": True, "marks": record.resumed, "label": label}
     note = "Nats per target token; each point is the mean since the one before."
@@ -30,8 +31,10 @@ def source_loss(record: RunRecord, plots: dict[str, Row]) -> str:
     """Training loss per source."""
     names = _names(record.rows, "source_loss")
     series = [
-        _series(name, i, _smooth(_points(record.rows, _inside("source_loss", name))))
-        for i, name in enumerate(names)
+        _series(
+            name, record.color(name), _smooth(_points(record.rows, _inside("source_loss", name)))
+        )
+        for name in names
     ]
     if not any(one["points"] for one in series):
         return ""
@@ -42,7 +45,7 @@ def source_loss(record: RunRecord, plots: dict[str, Row]) -> str:
 def throughput(record: RunRecord, plots: dict[str, Row]) -> str:
     """Tokens per second."""
     points = _points(record.rows, lambda row: row["tokens_per_s"])
-    series = [_series("tokens per second", 2, points)]
+    series = [_series("tokens per second", 0, points)]
     plots["throughput"] = {
         "series": series, "zero": True, "marks": record.resumed, "unit": "/s",
         "label": "Tokens per second over steps",
@@ -59,7 +62,7 @@ def throughput(record: RunRecord, plots: dict[str, Row]) -> str:
 
 def learning_rate(record: RunRecord, plots: dict[str, Row]) -> str:
     """Learning rate."""
-    series = [_series("learning rate", 3, _points(record.rows, lambda row: row["lr"]))]
+    series = [_series("learning rate", 0, _points(record.rows, lambda row: row["lr"]))]
     plots["lr"] = {"series": series, "zero": True, "label": "Learning rate over steps"}
     kind = record.config.schedule.kind
     note = f"{kind} over tokens, peak {number(record.config.optimizer.lr)}."
@@ -69,7 +72,7 @@ def learning_rate(record: RunRecord, plots: dict[str, Row]) -> str:
 def gradient_norm(record: RunRecord, plots: dict[str, Row]) -> str:
     """Gradient norm before the clip."""
     points = _points(record.rows, lambda row: row["grad_norm"])
-    series = [_series("gradient norm", 1, points)]
+    series = [_series("gradient norm", 0, points)]
     plots["norm"] = {"series": series, "marks": record.resumed, "label": "Gradient norm over steps"}
     skipped = sum(int(row.get("skipped_steps") or 0) for row in record.rows)
     clip = record.config.optimizer.grad_clip_norm

@@ -50,6 +50,11 @@ class RunRecord:
         """Name of the run."""
         return self.config.name or self.path.resolve().name
 
+    def color(self, source: str) -> int:
+        """Number of a source's color, the same all over the page; 0 stands for all together."""
+        names = list(self.config.data.sources)
+        return 1 + (names.index(source) if source in names else len(names))
+
     def realised(self) -> dict[str, int]:
         """Target tokens the run has trained on, by source."""
         totals: dict[str, int] = {}

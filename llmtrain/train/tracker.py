@@ -11,12 +11,14 @@ import importlib.util
 import logging
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 from llmtrain.config.training import MonitorConfig
 from llmtrain.errors import ConfigError
-from llmtrain.train.metrics import Row
+from llmtrain.train.metrics import Row, Sink
+from llmtrain.train.monitor import Console, JsonLines
+from llmtrain.train.progress import Progress
 from llmtrain.train.rundir import RunDirectory
 
 Mode = Literal["online", "offline", "disabled"]
@@ -43,6 +45,7 @@ def choose_mode(config: MonitorConfig) -> tuple[Mode, str]:
         return "disabled", f"wandb is not installed; {INSTALL} turns it on"
     import wandb
 
+    wandb.setup(wandb.Settings(silent=True))
     if wandb.login(prompt=False, verify=False):
         return "online", "logged in"
     return "offline", "not logged in; wandb login makes later runs online"
@@ -58,8 +61,11 @@ class Tracker:
         run.define_metric("*", step_metric="train_step")
 
     def write(self, row: Row) -> None:
-        """Log one row; numbers by source become ``source_loss/NAME``."""
-        self._run.log(flat(row))
+        """Log one row; numbers by source become ``source_loss/NAME``.
+
+        A step that is run again after a resume is the same step: W&B keeps the first row of it.
+        """
+        self._run.log(flat(row), step=row["step"])
 
 
 def flat(row: Row) -> dict[str, float]:
@@ -101,6 +107,22 @@ def wandb_sink(
         opened.finish(exit_code=status)
 
 
+def open_sinks(
+    stack: ExitStack,
+    config: MonitorConfig,
+    run: RunDirectory,
+    progress: Progress,
+    plain_config: Mapping[str, Any],
+) -> list[Sink]:
+    """Open all sinks of a run on ``stack``: metrics.jsonl first, then the console, then W&B."""
+    tracker = stack.enter_context(wandb_sink(config, run, plain_config))
+    sinks: list[Sink] = [
+        stack.enter_context(JsonLines(run.metrics_jsonl, progress.step)),
+        stack.enter_context(Console(progress.num_steps, progress.step, config.progress_bar)),
+    ]
+    return sinks if tracker is None else [*sinks, tracker]
+
+
 def _open(
     config: MonitorConfig,
     run: RunDirectory,
@@ -120,7 +142,7 @@ def _open(
             dir=run.path,
             config=dict(plain_config),
             mode=mode,
-            settings=wandb.Settings(silent=True, console="off", init_timeout=60),
+            settings=wandb.Settings(silent=True, console="off", init_timeout=30),
         )
 
     if mode == "offline":
@@ -128,7 +150,9 @@ def _open(
     try:
         return start("online")
     except wandb.errors.CommError as error:
-        logger.warning("Weights & Biases cannot be reached (%s); going on offline", error)
+        cause = str(error).splitlines()[0]
+        logger.warning("Weights & Biases cannot be reached (%s); going on offline", cause)
+        wandb.teardown()  # the half-open run holds its id
         return start("offline")
 
 

@@ -346,3 +346,21 @@ def test_python_splits_lines_where_the_rules_assume() -> None:
     assert breaks == list("\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029")
     assert all(character.isspace() for character in breaks)
     assert unicodedata.category("\N{HORIZONTAL ELLIPSIS}") == "Po"
+
+
+@pytest.mark.parametrize("counter", list(SENTENCES))
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("", 0),
+        ("No mark at all", 1),
+        ("One. Two? Three! four.", 4),
+        ('He said "No." Then he left. (He did.) Well.', 4),
+        ("Mr. Smith of the U.S. Army met Dr. J. Jones.", 1),
+        ("It costs 3.50 at a.b.org, say.", 1),
+        ("Wait... what was that? He paused... The door opened.", 3),
+        ("Oh no!!! It was over.", 2),
+    ],
+)
+def test_both_counters_count_alike(counter: str, text: str, sentences: int) -> None:
+    assert SENTENCES[counter](text, 100) == sentences

@@ -1,4 +1,4 @@
-"""The loop with a real engine and real checkpoints: order, ends, and exact resume in one process."""
+"""The loop with a real engine and real checkpoints: order, ends, and exact resume."""
 
 import gc
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ import torch
 
 from llmtrain.config.training import CheckpointConfig, OptimizerConfig, ScheduleConfig
 from llmtrain.data.batch import StepBatch
+from llmtrain.data.synthetic import synthetic_batch
 from llmtrain.engine.protocol import StepResult
 from llmtrain.parallel.mesh import Place
 from llmtrain.train import archive
@@ -18,7 +19,7 @@ from llmtrain.train.loop import GarbageCollection, train
 from llmtrain.train.progress import Progress
 from llmtrain.train.rundir import ExitReason
 from llmtrain.train.schedule import learning_rate
-from tests.distributed.layouts import Rig, rig
+from tests.distributed.layouts import SHAPE, Rig, rig
 from tests.unit.train.test_checkpoint import files_of_at_most
 
 NUM_STEPS = 6
@@ -42,7 +43,7 @@ class Run:
 
     def at(self, step: int) -> StepBatch:
         self.pulled.append(step)
-        return self.r.batch(step)
+        return synthetic_batch(SHAPE, seed=3, step=step)
 
     def after_step(self, progress: Progress, result: StepResult) -> None:
         self.losses[progress.step] = (result.loss_sum / result.target_tokens).item()

@@ -1,0 +1,146 @@
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from llmtrain.config.commands import ReportConfig
+from llmtrain.config.load import load, write_yaml
+from llmtrain.config.run import RunConfig
+from llmtrain.errors import ConfigError
+from llmtrain.report.curves import _points, _smooth
+from llmtrain.report.page import main
+from llmtrain.report.record import read_run
+
+
+def row(step):
+    return {
+        "step": step, "tokens": step * 1024, "loss": 8 - step / 100, "grad_norm": None, "lr": 1e-3,
+        "tokens_per_s": 1000.0 + step, "mfu": None, "step_time_s": 0.5, "data_wait_s": 0.05,
+        "source_loss": {"web": 7.0}, "source_tokens": {"web": 30, "<code>": 10},
+        "skipped_steps": 0,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def config():
+    return load("train", ["experiment=demo"], RunConfig)
+
+
+@pytest.fixture
+def run(tmp_path, config):
+    folder = tmp_path / "runs" / "mine"
+    (folder / "logs").mkdir(parents=True)
+    data = replace(config.data, sources={"web": f"{tmp_path}/out/stores/train/web"})
+    write_yaml(replace(config, data=data), folder / "config.yaml")
+    rows = [row(10), row(20), row(30) | {"validation_loss": {"web": 6.5}}]
+    lines = "".join(json.dumps(one) + "\n" for one in rows)
+    (folder / "metrics.jsonl").write_text(lines + '{"step": 40, "lo')
+    (folder / "logs" / "rank0.log").write_text("x resumed from /a/step-000000020\n")
+    return folder
+
+
+def score(model):
+    return {
+        "bits_per_byte": model, "unigram_bits_per_byte": 3.0, "uniform_bits_per_byte": 5.0,
+        "loss": 4.0, "tokens": 10, "bytes": 40, "documents": 2,
+    }  # fmt: skip
+
+
+def finish(run):
+    (run / "eval.json").write_text(json.dumps({"step": 30, "web": score(2.1), "all": score(2.1)}))
+    sample = {"prompt": "Return <b>", "completion": "the & value", "temperature": 0.8, "seed": 1}
+    (run / "samples.json").write_text(json.dumps({"step": 30, "samples": [sample]}))
+    (run / "status.json").write_text('{"code": 0, "reason": "done", "step": 30}')
+    stage = {
+        "stage": "02-c4", "documents_in": 100, "documents_out": 80, "dropped": {"c4.brace": 20},
+        "quarantined": {}, "deleted": {}, "text_bytes": 5000, "tokens": 0, "seconds": 1.5,
+    }  # fmt: skip
+    data = run.parent.parent / "out"
+    data.mkdir()
+    (data / "funnel.json").write_text(json.dumps({"stages": [stage]}))
+
+
+class Balanced(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open, self.sources = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "br", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_page_of_a_finished_run(run):
+    finish(run)
+    assert main(ReportConfig(run=str(run))) == 0
+    page = (run / "report.html").read_text()
+    parser = Balanced()
+    parser.feed(page)
+    assert (parser.open, parser.sources) == ([], [])
+    assert "done, step 30" in page
+    assert "Return &lt;b&gt;</mark>the &amp; value" in page
+    assert "c4.brace 20" in page
+    assert "held out, 70% of a unigram" in page
+    assert "25.00% seen" in page
+    plots = json.loads(re.search(r'id="plots">(.*?)</script>', page)[1])
+    assert plots["loss"]["marks"] == [20]
+    assert [s["name"] for s in plots["loss"]["series"]] == [
+        "training", "running mean", "held out: web",
+    ]  # fmt: skip
+    assert plots["loss"]["series"][0]["points"] == [[10, 7.9], [20, 7.8], [30, 7.7]]
+    assert plots["norm"]["series"][0]["points"] == []
+
+
+def test_page_of_a_run_that_still_trains(run, tmp_path):
+    out = tmp_path / "elsewhere" / "page.html"
+    assert main(ReportConfig(run=str(run), out=str(out))) == 0
+    page = out.read_text()
+    assert "training, step 30" in page
+    assert "Bits per byte" not in page
+    assert "Data funnel" not in page
+
+
+def test_record_counts_what_was_trained(run):
+    record = read_run(run, None)
+    assert record.realised() == {"web": 90, "<code>": 30}
+    assert record.trained_s() == 15.0
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda run: (run / "config.yaml").unlink(), "holds no config.yaml; give run="),
+        (lambda run: (run / "metrics.jsonl").write_text(""), "holds no step yet"),
+        (lambda run: (run / "eval.json").write_text("{"), r"eval\.json is not JSON"),
+    ],
+)
+def test_what_is_wrong_is_said(run, spoil, message):
+    spoil(run)
+    with pytest.raises(ConfigError, match=message):
+        read_run(run, None)
+
+
+def test_missing_data_folder_is_said(run, tmp_path):
+    with pytest.raises(ConfigError, match=r"funnel\.json does not exist; give data="):
+        read_run(run, tmp_path / "nowhere")
+
+
+def test_long_runs_are_thinned_to_means():
+    points = _points([{"step": i, "v": float(i % 2)} for i in range(1, 4001)], lambda r: r["v"])
+    assert len(points) == 1334
+    assert points[0] == [3, pytest.approx(2 / 3)]
+    assert points[-1][0] == 4000
+    assert _smooth([[1, 1.0], [2, 3.0]]) == [[1, 1.0], [2, 3.0]]
+
+
+def test_no_torch_is_imported():
+    code = "import sys, llmtrain.report.page; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
