@@ -104,7 +104,7 @@ def make_sample(
     Raises:
         DataError: A named package is not installed.
     """
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or _num_cores()
     names = _package_names() if packages is None else list(packages)
     settings = {
         "version": _VERSION,
@@ -115,6 +115,7 @@ def make_sample(
     if (finished := _finished(out, settings)) is not None:
         logger.info("%s is complete: %d pages", out, sum(finished.pages.values()))
         return finished
+    (out / "sample.json").unlink(missing_ok=True)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         packages_read = pool.map(_package_items, names)
         items = {
@@ -133,6 +134,12 @@ def make_sample(
     num_pages = sum(summary.pages.values())
     logger.info("%s: %d pages, %.1f MB of HTML", out, num_pages, summary.html_bytes / 1e6)
     return summary
+
+
+def _num_cores() -> int:
+    """Return the cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _summary(

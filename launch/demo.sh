@@ -2,6 +2,7 @@
 # From a raw crawl to a trained, resumed, talking model, on a laptop's CPU and without the network.
 # `make demo` runs it; every command is printed before it runs and can be run by hand. A step that
 # is done is not done again: run it a second time, or after any kind of stop, and it goes on.
+# `rm -rf demo` starts anew.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -40,7 +41,7 @@ for source in stdlib packages licenses; do
     [[ -d $store ]] && train+=" data.${split#*:}.$source=$store"
   done
 done
-step train "$train training.stop_at_step=600"
+step train "$train training.stop_at_step=400"
 step resume "$train"
 
 # 4. Score it on whole held-out documents, let it write, and put everything on one page.

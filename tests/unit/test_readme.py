@@ -43,7 +43,7 @@ def test_links_lead_somewhere(page):
 
 def test_commands_exist():
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    from data_pipeline.commands import COMMANDS as DATA
+    from data_pipeline.cli import COMMANDS as DATA
     from llmtrain.cli import COMMANDS as TRAIN
 
     known = {"llmtrain": set(TRAIN), "llmtrain-data": set(DATA)}
