@@ -44,7 +44,7 @@ MANUALS = """
     debian-reference-en debian-reference-es debian-reference-fr debian-reference-it
     debian-reference-ja debian-reference-pt
 """.split()  # noqa: SIM905
-LIBREOFFICE = "de es fr it ja ko nl pl pt-br ru tr zh-cn".split()  # noqa: SIM905
+LIBREOFFICE = "cs de el es fr hu it ja ko nl pl pt-br ru sv tr vi zh-cn".split()  # noqa: SIM905
 GIMP = "de en es fr it ko nl ru sv".split()  # noqa: SIM905
 PACKAGES = [
     *TECHNICAL,
@@ -104,11 +104,11 @@ def fetch(names: list[str], folder: Path) -> list[Path]:
     folder.mkdir(exist_ok=True)
     missing = [name for name in names if not list(folder.glob(f"{name}_*.deb"))]
     if missing:
-        subprocess.run(
-            ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", *missing],
-            cwd=folder,
-            check=True,
-        )
+        command = ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", *missing]
+        result = subprocess.run(command, cwd=folder, check=False, stderr=subprocess.PIPE, text=True)
+        if result.returncode:
+            said = "; ".join(result.stderr.strip().splitlines())
+            raise DataError(f"apt-get download failed ({said}); choose others with packages=A,B")
     return [max(folder.glob(f"{name}_*.deb")) for name in names]
 
 

@@ -12,9 +12,9 @@ STORES=$OUT/corpus/stores
 export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 # step NAME COMMAND: run the command once and keep how long it took.
-mkdir -p "$OUT/.done"
 step() {
-  local name=$1 command=$2 start=$SECONDS
+  local name=$1 command start=$SECONDS
+  command=$(tr -s ' ' <<< "$2")
   if [[ -f $OUT/.done/$name ]]; then
     echo "== $name: done before"
     return
@@ -24,40 +24,45 @@ step() {
   echo $((SECONDS - start)) > "$OUT/.done/$name"
 }
 
-# 1. A crawl: the documentation on this machine, as WARC files in three sources.
-step crawl "llmtrain-data sample out=$OUT/crawl"
+main() {
+  # 1. A crawl: the documentation on this machine, as WARC files in three sources.
+  step crawl "llmtrain-data sample out=$OUT/crawl"
 
-# 2. WARC -> text -> C4 rules -> language -> deduplication -> held-out split -> tokenizer -> tokens.
-step pipeline "llmtrain-data run pipeline=demo num_workers=2 out=$OUT/corpus \
-  input.stdlib=$OUT/crawl/stdlib input.packages=$OUT/crawl/packages \
-  input.licenses=$OUT/crawl/licenses"
+  # 2. WARC -> text -> C4 rules -> language -> deduplication -> held-out split -> tokenizer -> tokens.
+  step pipeline "llmtrain-data run pipeline=demo num_workers=2 out=$OUT/corpus \
+    input.stdlib=$OUT/crawl/stdlib input.packages=$OUT/crawl/packages \
+    input.licenses=$OUT/crawl/licenses"
 
-# 3. Train on two processes, each with half of the layers; stop on the way; the same command goes on.
-train="torchrun --standalone --nproc-per-node 2 -m llmtrain train experiment=demo \
-  name=demo runs_dir=$OUT/runs parallel.pp=2 tokenizer.path=$OUT/corpus/tokenizer"
-for source in stdlib packages licenses; do
-  for split in train:sources validation:validation; do
-    store=$STORES/${split%:*}/$source
-    [[ -d $store ]] && train+=" data.${split#*:}.$source=$store"
+  # 3. Train on two processes, each with half of the layers; stop on the way; the same command goes on.
+  train="torchrun --standalone --nproc-per-node 2 -m llmtrain train experiment=demo \
+    name=demo runs_dir=$OUT/runs parallel.pp=2 tokenizer.path=$OUT/corpus/tokenizer"
+  for source in stdlib packages licenses; do
+    for split in train:sources validation:validation; do
+      store=$STORES/${split%:*}/$source
+      [[ -s $store/part-00000.bin ]] && train+=" data.${split#*:}.$source=$store"
+    done
   done
-done
-step train "$train training.stop_at_step=400"
-step resume "$train"
+  step train "$train training.stop_at_step=400"
+  step resume "$train"
 
-# 4. Score it on whole held-out documents, let it write, and put everything on one page.
-step evaluate "llmtrain eval run=$RUN | tee $OUT/eval.txt"
-step generate "llmtrain generate run=$RUN save=true max_new_tokens=96 \
-  'prompt=[\"Return the\",\"This function\",\"If the file\"]' | tee $OUT/samples.txt"
-step report "llmtrain report run=$RUN"
+  # 4. Score it on whole held-out documents, let it write, and put everything on one page.
+  step evaluate "llmtrain eval run=$RUN | tee $OUT/eval.txt"
+  step generate "llmtrain generate run=$RUN save=true max_new_tokens=96 \
+    'prompt=[\"Return the\",\"This function\",\"If the file\"]' | tee $OUT/samples.txt"
+  step report "llmtrain report run=$RUN"
 
-echo
-echo "== summary"
-total=0
-for name in crawl pipeline train resume evaluate generate report; do
-  seconds=$(cat "$OUT/.done/$name")
-  total=$((total + seconds))
-  printf '%-10s %4d s\n' "$name" "$seconds"
-done
-printf '%-10s %4d s\n\n' total $total
-cat "$OUT/eval.txt"
-printf '\nopen %s/report.html\n' "$RUN"
+  echo
+  echo "== summary"
+  local total=0
+  for name in crawl pipeline train resume evaluate generate report; do
+    seconds=$(cat "$OUT/.done/$name")
+    total=$((total + seconds))
+    printf '%-10s %4d s\n' "$name" "$seconds"
+  done
+  printf '%-10s %4d s\n\n' total $total
+  cat "$OUT/eval.txt"
+  printf '\nopen %s/report.html\n' "$RUN"
+}
+
+mkdir -p "$OUT/.done"
+main

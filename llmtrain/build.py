@@ -14,6 +14,7 @@ from pathlib import Path
 from llmtrain import logs
 from llmtrain.config.load import to_plain, write_yaml
 from llmtrain.config.run import RunConfig
+from llmtrain.data.held_out import EvaluationBatches
 from llmtrain.data.loader import Batches, BatchPlan
 from llmtrain.data.store import TokenStore
 from llmtrain.engine.native import NativeEngine
@@ -68,10 +69,9 @@ def _train(config: RunConfig, run: RunDirectory, world: World, progress: Progres
     """Build every part, resume, and run the loop."""
     with ExitStack() as stack:
         stop_asked = stack.enter_context(stop_signals())
-        plan, held_out = _plan(config, config.data.sources, config.mixture.weights), None
-        if config.evaluation.every_steps is not None and config.data.validation:
-            held_out = _plan(config, config.data.validation, None)
-        engine = _engine(config, world, max(len(p.source_names) for p in (plan, held_out) if p))
+        plan, held_out = _plan(config), _held_out(config, world)
+        num_sources = max(len(p.source_names) for p in (plan, held_out) if p is not None)
+        engine = _engine(config, world, num_sources)
         stack.callback(engine.close)
         checkpoints = Checkpoints(
             run.checkpoints, config.checkpoint, engine,
@@ -94,12 +94,8 @@ def _train(config: RunConfig, run: RunDirectory, world: World, progress: Progres
             )  # fmt: skip
             hooks.append(metrics)
         if held_out is not None:
-            available = max(1, sum(held_out.num_windows) // held_out.global_batch_size)
             evaluation = Evaluation(
-                engine, _batches(config, held_out, world, stack),
-                every_steps=config.evaluation.every_steps or 1,
-                num_batches=min(config.evaluation.num_batches, available),
-                source_names=held_out.source_names,
+                engine, held_out, world.device, every_steps=config.evaluation.every_steps or 1,
                 report=None if metrics is None else metrics.add,
             )  # fmt: skip
             hooks.insert(0, evaluation)
@@ -113,17 +109,30 @@ def _train(config: RunConfig, run: RunDirectory, world: World, progress: Progres
         )  # fmt: skip
 
 
-def _plan(
-    config: RunConfig, sources: Mapping[str, str], weights: Mapping[str, float] | None
-) -> BatchPlan:
+def _open(stores: Mapping[str, str]) -> dict[str, TokenStore]:
+    return {name: TokenStore.open(path) for name, path in stores.items()}
+
+
+def _plan(config: RunConfig) -> BatchPlan:
     training = config.training
     return BatchPlan(
-        {name: TokenStore.open(path) for name, path in sources.items()},
-        weights,
-        seed=training.seed,
-        sequence_length=training.sequence_length,
-        global_batch_size=training.global_batch_size,
-    )
+        _open(config.data.sources), config.mixture.weights, seed=training.seed,
+        sequence_length=training.sequence_length, global_batch_size=training.global_batch_size,
+    )  # fmt: skip
+
+
+def _held_out(config: RunConfig, world: World) -> EvaluationBatches | None:
+    """The held-out windows this rank scores, as many micro-batches at a time as in training."""
+    if config.evaluation.every_steps is None or not config.data.validation:
+        return None
+    rows = config.training.global_batch_size // world.dp_size
+    micro = config.training.micro_batch_size
+    return EvaluationBatches(
+        _open(config.data.validation), sequence_length=config.training.sequence_length,
+        micro_batch_size=micro, num_microbatches=rows // micro,
+        dp_rank=world.dp_rank, dp_size=world.dp_size,
+        max_windows=config.evaluation.windows_per_source,
+    )  # fmt: skip
 
 
 def _batches(config: RunConfig, plan: BatchPlan, world: World, stack: ExitStack) -> TimedBatches:

@@ -122,12 +122,12 @@ class EvaluationConfig:
 
     every_steps: int | None = None
     """Steps between evaluations over data.validation, and after the last step; null is off."""
-    num_batches: int = 8
-    """Global batches of one evaluation, always the same ones; fewer where the stores hold fewer."""
+    windows_per_source: int = 64
+    """Windows of sequence_length tokens scored per source, spread evenly, always the same ones."""
 
     def __post_init__(self) -> None:
         """Refuse counts below 1."""
-        if problems := below(self, 1, "every_steps", "num_batches"):
+        if problems := below(self, 1, "every_steps", "windows_per_source"):
             raise ConfigError(problems)
 
 

@@ -1,17 +1,18 @@
 """Held-out loss on the way: the same batches every time, per source.
 
-Evaluation(engine, batches, num_batches=8, every_steps=100, source_names=names, report=add)
+Evaluation(engine, batches, device, every_steps=100, report=metrics.add)
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from llmtrain.data.batch import StepBatch
+from llmtrain.data.held_out import EvaluationBatches
 from llmtrain.engine.protocol import StepResult
-from llmtrain.train.loop import BatchSource
 from llmtrain.train.metrics import per_source
 from llmtrain.train.progress import Progress
 
@@ -30,19 +31,17 @@ class Evaluation:
     def __init__(
         self,
         engine: Evaluator,
-        batches: BatchSource,
+        batches: EvaluationBatches,
+        device: torch.device,
         *,
         every_steps: int,
-        num_batches: int,
-        source_names: Sequence[str],
         report: Callable[[Mapping[str, Any], float], None] | None,
     ) -> None:
         """Evaluate every ``every_steps`` steps; ``report`` takes the fields and the seconds."""
         self._engine = engine
         self._batches = batches
+        self._device = device
         self._every_steps = every_steps
-        self._num_batches = num_batches
-        self._source_names = source_names
         self._report = report
 
     def after_step(self, progress: Progress, result: StepResult) -> None:
@@ -57,8 +56,8 @@ class Evaluation:
     def run(self) -> dict[str, Any]:
         """Evaluate now; gives ``validation_loss`` and ``validation_tokens`` by source."""
         sums: dict[str, Tensor] = {}
-        for index in range(self._num_batches):
-            for name, value in self._engine.eval_step(self._batches.at(index)).metrics.items():
+        for batch in self._batches:
+            for name, value in self._engine.eval_step(batch.to(self._device)).metrics.items():
                 sums[name] = sums[name] + value if name in sums else value
         lists = {name: value.tolist() for name, value in sums.items()}
-        return per_source(self._source_names, lists, prefix="validation_")
+        return per_source(self._batches.source_names, lists, prefix="validation_")

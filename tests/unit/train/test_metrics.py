@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor
 
 from llmtrain.data.batch import StepBatch
+from llmtrain.data.held_out import EvaluationBatches
 from llmtrain.engine.protocol import StepResult
 from llmtrain.train.evaluation import Evaluation
 from llmtrain.train.metrics import Meter, Metrics, Row, TimedBatches
 from llmtrain.train.progress import Progress
+from tests.stores import write_store
 
 CPU = torch.device("cpu")
 NAN = float("nan")
@@ -149,39 +152,32 @@ def test_the_last_step_always_makes_a_row() -> None:
 
 
 class Evaluator:
-    """Gives the loss of the batch's number: batch i has loss sum i on each of two sources."""
-
-    def __init__(self) -> None:
-        self.seen: list[int] = []
-
-    def at(self, step: int) -> StepBatch:
-        self.seen.append(step)
-        return make_batch()
+    """Gives every target of a batch a loss of its source's index + 1."""
 
     def eval_step(self, batch: StepBatch) -> StepResult:
-        index = float(self.seen[-1])
-        return result((index, 2 * index), tokens=(1, 1), applied=False)
+        counts = [int(batch.loss_weight[batch.source_ids == i].sum()) for i in (0, 1)]
+        return result((counts[0], 2 * counts[1]), tokens=(counts[0], counts[1]), applied=False)
 
 
-def test_evaluation_uses_the_same_batches_each_time_and_lands_in_the_row() -> None:
-    run, source = Rows(every_steps=100), Evaluator()
+def test_evaluation_scores_every_held_out_target_and_lands_in_the_row(tmp_path: Path) -> None:
+    stores = {
+        "code": write_store(tmp_path / "code", [[5] * 4]),  # shorter than a window
+        "web": write_store(tmp_path / "web", [[5] * 11, [6] * 8]),
+    }
+    batches = EvaluationBatches(stores, sequence_length=8, micro_batch_size=2)
+    run = Rows(every_steps=100)
     evaluation = Evaluation(
-        source,
-        source,
-        every_steps=2,
-        num_batches=3,
-        source_names=("web", "code"),
-        report=run.metrics.add,
+        Evaluator(), batches, torch.device("cpu"), every_steps=2, report=run.metrics.add
     )
     for _ in range(4):
         run.progress.advance()
         outcome = result((1.0, 1.0))
         evaluation.after_step(run.progress, outcome)
         run.metrics.after_step(run.progress, outcome)
-    assert source.seen == [0, 1, 2, 0, 1, 2]
     assert [row["step"] for row in run.rows] == [2, 4]
-    assert run.rows[0]["validation_loss"] == {"web": 1.0, "code": 2.0}
-    assert run.rows[0]["validation_tokens"] == {"web": 3, "code": 3}
+    for row in run.rows:
+        assert row["validation_loss"] == {"code": 1.0, "web": 2.0}
+        assert row["validation_tokens"] == {"code": 4, "web": 11 + 8}
 
 
 def test_the_time_of_an_evaluation_is_not_step_time() -> None:
