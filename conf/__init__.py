@@ -1,0 +1,1 @@
+"""Hydra configuration: one root per command, one folder per section."""

@@ -8,10 +8,8 @@ input answer at once. Exit status: 0 done, 2 wrong input (one message), 1 a faul
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from difflib import get_close_matches
+from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from data_pipeline.config import (
@@ -21,9 +19,10 @@ from data_pipeline.config import (
     TrainTokenizerConfig,
     VerifyConfig,
 )
+from data_pipeline.refusal import refusal
 from llmtrain import logs
+from llmtrain.config.arguments import Arguments, parse
 from llmtrain.config.load import load, options, to_yaml
-from llmtrain.errors import ConfigError
 
 OPTIONS = """\
 options of every command:
@@ -76,21 +75,10 @@ COMMANDS = {
 """Commands by name."""
 
 
-@dataclass(slots=True)
-class Arguments:
-    """The command line, taken apart."""
-
-    command: str | None = None
-    overrides: list[str] = field(default_factory=list)
-    config_dirs: list[Path] = field(default_factory=list)
-    show: bool = False
-    help: bool = False
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    return logs.run_command(lambda: _dispatch(parse(words)))
+    return logs.run_command(lambda: _dispatch(parse(words, COMMANDS)))
 
 
 def _dispatch(arguments: Arguments) -> int:
@@ -105,50 +93,11 @@ def _dispatch(arguments: Arguments) -> int:
         return 0
     logs.setup(None)
     try:
-        module = import_module("data_pipeline.commands")
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith(("data_pipeline", "llmtrain")):
-            raise
-        raise ConfigError(
-            f"the data pipeline needs {error.name}; pip install 'llmtrain[data]'"
-        ) from error
-    status: int = getattr(module, arguments.command)(config)
+        commands = import_module("data_pipeline.commands")
+        status: int = getattr(commands, arguments.command)(config)
+    except (ImportError, OSError) as error:
+        raise refusal(error) or error from None
     return status
-
-
-def parse(words: Sequence[str]) -> Arguments:
-    """Take a command line apart.
-
-    Raises:
-        ConfigError: an unknown command or option, an option without its value.
-    """
-    arguments, rest = Arguments(), list(words)
-    while rest:
-        word = rest.pop(0)
-        name, equals, value = word.partition("=")
-        if name in ("--config-dir", "--cfg"):
-            if not equals and not rest:
-                raise ConfigError(f"{name} needs a value")
-            value = value if equals else rest.pop(0)
-            if name == "--config-dir":
-                arguments.config_dirs.append(Path(value))
-            elif value == "job":
-                arguments.show = True
-            else:
-                raise ConfigError(f"--cfg={value} is unknown; use --cfg job")
-        elif word in ("--help", "-h"):
-            arguments.help = True
-        elif word.startswith("-"):
-            raise ConfigError(f"unknown option {word}; use --cfg, --config-dir or --help")
-        elif arguments.command is not None:
-            arguments.overrides.append(word)
-        elif word in COMMANDS:
-            arguments.command = word
-        else:
-            close = get_close_matches(word, COMMANDS, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(COMMANDS)}"
-            raise ConfigError(f"unknown command {word}; {hint}")
-    return arguments
 
 
 def help_text(name: str | None) -> str:

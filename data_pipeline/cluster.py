@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from data_pipeline.dedup import bucket_range, save_work
+from data_pipeline.dedup import bucket_range, read_bucket, save_work
 from data_pipeline.manifest import TaskResult
 from data_pipeline.shards import SCHEMA, Shard, read_table
 from data_pipeline.transform import Sink
@@ -78,14 +78,8 @@ def reduce_bands(
     folder: Path, stage_folder: str, bucket: int, buckets: int, num_shards: int
 ) -> TaskResult:
     """Write the edges one range of keys gives over all shards."""
-    low, high = bucket_range(bucket, buckets)
-    parts = []
-    for index in range(num_shards):
-        keys = np.load(Path(stage_folder) / f"work/keys-{index:05d}.npy", mmap_mode="r")
-        start = np.searchsorted(keys["key"], np.uint64(low), side="left")
-        end = np.searchsorted(keys["key"], np.uint64(high), side="right")
-        parts.append(np.asarray(keys[start:end]))
-    _, edges = star_edges(np.concatenate(parts))
+    records = read_bucket(Path(stage_folder), "key", bucket_range(bucket, buckets), num_shards)
+    _, edges = star_edges(records)
     return save_work(folder, {f"work/edges-{bucket:05d}.npy": edges})
 
 
@@ -119,8 +113,8 @@ def find_clusters(
     members = np.flatnonzero(sizes[roots] > 1)
     ids, lengths = _read_members(Path(out), shards, members)
     root = roots[members]
-    cluster = _first_by(root, (ids,))[root]
-    winner = _first_by(root, (-lengths, ids), values=members)[root]
+    cluster = ids[_first_of_cluster(root, ids)]
+    winner = members[_first_of_cluster(root, -lengths, ids)]
     size = sizes[root]
     result = save_work(folder, {
         "work/members.npy": members, "work/cluster.npy": cluster,
@@ -136,23 +130,12 @@ def find_clusters(
     return result
 
 
-class _ByRoot(dict[int, Any]):
-    """Root -> value, indexable by an array of roots."""
-
-    def __getitem__(self, roots: Any) -> Any:
-        return np.array([super(_ByRoot, self).__getitem__(int(r)) for r in roots])
-
-
-def _first_by(
-    root: Int64Array, order: tuple[npt.NDArray[Any], ...], values: npt.NDArray[Any] | None = None
-) -> _ByRoot:
-    """Return for each root the value of its first member in the given order."""
+def _first_of_cluster(root: Int64Array, *order: npt.NDArray[Any]) -> Int64Array:
+    """Return for each member the position of the first of its cluster in the given order."""
     by = np.lexsort((*reversed(order), root))
-    first = np.ones(len(by), bool)
-    first[1:] = root[by][1:] != root[by][:-1]
-    chosen = by[first]
-    source = order[-1] if values is None else values
-    return _ByRoot(zip(root[chosen].tolist(), source[chosen], strict=True))
+    roots, first = np.unique(root[by], return_index=True)
+    found: Int64Array = by[first][np.searchsorted(roots, root)]
+    return found
 
 
 def _read_members(

@@ -8,10 +8,14 @@ The functions are named after the commands and return the exit status.
 import json
 import logging
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from data_pipeline.config import (
+    FieldsConfig,
     RunConfig,
     SampleConfig,
     TokenizeConfig,
@@ -19,13 +23,21 @@ from data_pipeline.config import (
     VerifyConfig,
 )
 from data_pipeline.execute import LocalExecutor
-from data_pipeline.io import TextFields, Unreadable, find_raw_files, fingerprint, read_text_file
+from data_pipeline.io import (
+    RawFile,
+    Unreadable,
+    file_inputs,
+    find_raw_files,
+    fingerprint,
+    read_text_file,
+)
 from data_pipeline.pipeline import run_pipeline
 from data_pipeline.report import make_row, summarise
-from data_pipeline.stages import Context, Stage
-from data_pipeline.tokenize import part_infos, tokenize_file
+from data_pipeline.stages import Context, Stage, exclusive
+from data_pipeline.tokenize import HELD_OUT, parts_of, publish, tokenize_file, withdraw
+from data_pipeline.transform import check_unique
+from llmtrain.data.store import ShardInfo
 from llmtrain.data.store import verify as verify_store
-from llmtrain.data.store import write_manifest
 from llmtrain.errors import DataError
 from llmtrain.tokenizer.tokenizer import load as load_tokenizer
 from llmtrain.tokenizer.tokenizer import train_sentencepiece
@@ -55,42 +67,63 @@ def sample(config: SampleConfig) -> int:
 def tokenize(config: TokenizeConfig) -> int:
     """``llmtrain-data tokenize``: one part of the store per raw file."""
     out = Path(config.out)
-    source = out.name
-    files = [fingerprint(file) for file in find_raw_files({source: config.input})]
-    wrong = [file.path for file in files if file.format == "warc"]
-    if wrong:
-        raise DataError(f"{wrong[0]} is a crawl; make text of it with `llmtrain-data run`")
+    files = _text_files(out.name, config.input)
     tokenizer = load_tokenizer(config.tokenizer)
-    fields = TextFields(text=config.text_field, id=config.id_field)
-    settings = {"tokenizer": tokenizer.hash, "fields": asdict(fields)}
-    inputs = [{"source": source, "name": f.name, "digest": f.sha256} for f in files]
-    with LocalExecutor(config.num_workers, config.time_limit_s) as executor:
+    fields = FieldsConfig(text=config.text_field, id=config.id_field)
+    settings = {
+        "tokenizer": tokenizer.hash, "eos_id": tokenizer.eos_id, "fields": asdict(fields),
+        "validation_share": config.validation_share,
+    }  # fmt: skip
+    executor = LocalExecutor(config.num_workers, config.time_limit_s)
+    with exclusive(out / ".pipeline"), executor:
         context = _context(out / ".pipeline", executor)
-        stage = Stage(context, "tokenize", settings, inputs, target=out)
+        stage = Stage(context, "tokenize", settings, file_inputs(files), out)
         manifest = stage.finished()
         if manifest is None:
-            common = {"store": ".", "fields": fields, "tokenizer": config.tokenizer}
+            common = {
+                "fields": fields, "share": config.validation_share, "tokenizer": config.tokenizer,
+            }  # fmt: skip
             jobs = [({**common, "index": i, "file": f}, f.size) for i, f in enumerate(files)]
+            withdraw(out, (".", HELD_OUT))
             results = stage.run("parts", tokenize_file, jobs)
-            for parts in part_infos(results).values():
-                write_manifest(
-                    out, parts, tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size,
-                    eos_id=tokenizer.eos_id, pipeline_hash=stage.key,
-                )  # fmt: skip
-            manifest = stage.finish(results)
+            parts = parts_of(results)
+            if "." not in parts:
+                raise DataError(f"{out} would be empty: no document with text is left to train on")
+            check_unique(_ids(out, parts))
+            held_out = sum(part.num_documents for part in parts.get(HELD_OUT, []))
+            stores = publish(stage, results, tokenizer, stage.key)
+            manifest = stage.finish([*results, stores], {"held_out": held_out})
     logger.info("%s", summarise(make_row(str(out), manifest.counts, stage.seconds())))
+    if manifest.details["held_out"]:
+        logger.info("  held out: %d, in %s", manifest.details["held_out"], out / HELD_OUT)
     for reason, number in {**manifest.counts.dropped, **manifest.counts.quarantined}.items():
         logger.info("  left out: %s %d", reason, number)
     return 0
 
 
-def tokenizer(config: TrainTokenizerConfig) -> int:
-    """``llmtrain-data tokenizer``: train on the first texts of every file, equal shares."""
-    files = [fingerprint(file) for file in find_raw_files({"text": config.input})]
+def _ids(out: Path, parts: dict[str, list[ShardInfo]]) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield (source, file, ids) of every part."""
+    for store, infos in parts.items():
+        for info in infos:
+            path = out / store / f"{info.name}.docs.parquet"
+            ids = pq.read_table(path, columns=["id"]).column("id").to_pylist()
+            yield out.name, str(path), ids
+
+
+def _text_files(source: str, given: str | tuple[str, ...]) -> list[RawFile]:
+    """Return the files of an input with their digests; a crawl is refused."""
+    files = find_raw_files({source: given})
     wrong = [file.path for file in files if file.format == "warc"]
     if wrong:
         raise DataError(f"{wrong[0]} is a crawl; make text of it with `llmtrain-data run`")
-    fields = TextFields(text=config.text_field)
+    return [fingerprint(file) for file in files]
+
+
+def tokenizer(config: TrainTokenizerConfig) -> int:
+    """``llmtrain-data tokenizer``: train on the first texts of every file, equal shares."""
+    files = _text_files("text", config.input)
+    Path(config.out).mkdir(parents=True, exist_ok=True)  # what is wrong with it is told at once
+    fields = FieldsConfig(text=config.text_field)
     share = -(-config.sample_bytes // len(files))
     texts: list[str] = []
     for file in files:

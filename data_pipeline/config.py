@@ -24,6 +24,10 @@ class ExtractConfig:
     shard_bytes: int = 64_000_000
     """Bytes of text in one document shard; a shard is the unit of work and of retry."""
 
+    def __post_init__(self) -> None:
+        """Refuse sizes that are none."""
+        check_positive(max_characters=self.max_characters, shard_bytes=self.shard_bytes)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class C4Config:
@@ -74,14 +78,20 @@ class SplitConfig:
     """Held-out documents."""
 
     key: Literal["cluster", "url"] = "cluster"
-    """What is hashed: the near-duplicate cluster, or the address as in C4."""
+    """What is hashed: the near-duplicate cluster (without the minhash stage, the document alone),
+    or the address as in C4."""
     validation_share: float = 0.001
-    """Share of the documents held out, in [0, 1)."""
+    """Share of the documents held out, in [0, 1); of addresses, a number of thousandths."""
 
     def __post_init__(self) -> None:
         """Refuse shares that are none."""
-        if not 0.0 <= self.validation_share < 1.0:
-            raise ConfigError(f"validation_share={self.validation_share}; use a number in [0, 1)")
+        check_share(self.validation_share)
+        thousandths = self.validation_share * 1000
+        if self.key == "url" and abs(thousandths - round(thousandths)) > 1e-9:
+            raise ConfigError(
+                f"validation_share={self.validation_share} is no number of thousandths, which "
+                f"key=url counts in; use {max(1, round(thousandths)) / 1000}, or key=cluster"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,6 +107,10 @@ class TokenizerTrainingConfig:
     sample_bytes: int = 200_000_000
     """Bytes of text it is trained on, chosen by a hash of the document ids."""
 
+    def __post_init__(self) -> None:
+        """Refuse sizes that are none."""
+        check_positive(vocab_size=self.vocab_size, sample_bytes=self.sample_bytes)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoreConfig:
@@ -104,6 +118,10 @@ class StoreConfig:
 
     part_bytes: int = 256_000_000
     """Bytes of text behind one .bin file; a part is the unit of work of tokenizing."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that are none."""
+        check_positive(part_bytes=self.part_bytes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,8 +170,7 @@ class PipelineConfig:
         twice = sorted({stage for stage in self.stages if self.stages.count(stage) > 1})
         if twice:
             raise ConfigError(f"stages names {twice[0]} twice; name it once")
-        if self.memory_gib <= 0:
-            raise ConfigError(f"memory_gib={self.memory_gib}; use a number above 0")
+        check_positive(memory_gib=self.memory_gib)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,7 +192,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        check_workers(self.num_workers, self.time_limit_s)
+        check_positive(num_workers=self.num_workers, time_limit_s=self.time_limit_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,6 +205,9 @@ class TokenizeConfig:
     """Tokenizer folder."""
     out: str
     """Folder of the store; its name is the name of the source."""
+    validation_share: float = 0.0
+    """Share of the documents held out, in [0, 1), by a hash of their ids; they go to a store of
+    their own, OUT/validation."""
     text_field: str = "text"
     """Field with the text."""
     id_field: str | None = None
@@ -199,7 +219,8 @@ class TokenizeConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        check_workers(self.num_workers, self.time_limit_s)
+        check_share(self.validation_share)
+        check_positive(num_workers=self.num_workers, time_limit_s=self.time_limit_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -218,6 +239,10 @@ class TrainTokenizerConfig:
     """Bytes of text it is trained on, the same number from every file."""
     text_field: str = "text"
     """Field with the text."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that are none."""
+        check_positive(vocab_size=self.vocab_size, sample_bytes=self.sample_bytes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -238,9 +263,16 @@ class VerifyConfig:
     """Folder of the store."""
 
 
-def check_workers(num_workers: int, time_limit_s: float) -> None:
-    """Raise ConfigError for numbers of workers and limits that cannot work."""
-    if num_workers < 1:
-        raise ConfigError(f"num_workers={num_workers}; use 1 or more")
-    if time_limit_s <= 0:
-        raise ConfigError(f"time_limit_s={time_limit_s}; use a number above 0")
+def check_positive(**numbers: float) -> None:
+    """Raise ConfigError naming every number that is 0 or less."""
+    problems = [
+        f"{name}={value}; use a number above 0" for name, value in numbers.items() if value <= 0
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_share(share: float) -> None:
+    """Raise ConfigError for a share of documents that is none."""
+    if not 0.0 <= share < 1.0:
+        raise ConfigError(f"validation_share={share}; use a number in [0, 1)")

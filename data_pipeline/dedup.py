@@ -6,12 +6,12 @@ task settles what it can see and passes on only its own winner per key, so that 
 everywhere costs one record per shard; buckets are ranges of the key, cut by the size of the corpus
 and never by the number of workers.
 
-    keys = local_winners(url_records(table, shard_index))
+    winners, losers = settle(url_records(table, shard_index))
 """
 
-import hashlib
-from collections.abc import Callable
-from datetime import datetime
+import os
+from collections.abc import Callable, Set
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from data_pipeline.document import Document, Run
-from data_pipeline.filters.c4 import C4_VARIANTS, enough_sentences, line_key
-from data_pipeline.manifest import TaskResult
+from data_pipeline.filters.c4 import C4_VARIANTS, C4Options, enough_sentences, line_key
+from data_pipeline.manifest import Counts, TaskResult
 from data_pipeline.shards import Shard, from_table, read_table, to_table
+from data_pipeline.step import Dropped, Kept, Verdict
 from data_pipeline.transform import Sink, count_edit
-from data_pipeline.url import normalize_c4
+from data_pipeline.url import normalize_c4, url_digest
 
 Records = npt.NDArray[np.void]
 RECORD = np.dtype([
@@ -74,20 +75,25 @@ def _hash(text: str) -> tuple[int, int]:
 
 
 def _age(timestamp: str) -> int:
-    """Return a number that is smaller for newer times; the largest for none."""
+    """Return a number that is smaller for newer times; the largest for none.
+
+    A time without a zone is UTC, not that of the machine.
+    """
     if not timestamp:
         return _LAST
     try:
-        seconds = datetime.fromisoformat(timestamp).timestamp()
+        moment = datetime.fromisoformat(timestamp)
     except ValueError:
         return _LAST
-    return _LAST - 1 - max(0, round(seconds * 1_000_000))
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return _LAST - 1 - max(0, round(moment.timestamp() * 1_000_000))
 
 
 def page_order(url: str, document_id: str) -> tuple[int, int]:
     """Return the rank of a page among those that share a line: md5 of its normalised address."""
     name = normalize_c4(url) if url else document_id
-    return _halves(hashlib.md5(name.encode(), usedforsecurity=False).digest())
+    return _halves(bytes.fromhex(url_digest(name)))
 
 
 def _records(rows: list[tuple[int, ...]]) -> Records:
@@ -151,21 +157,30 @@ def save_work(folder: Path, arrays: dict[str, npt.NDArray[Any]]) -> TaskResult:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with (folder / name).open("wb") as file:
             np.save(file, array)
+            file.flush()
+            os.fsync(file.fileno())
     return TaskResult(work={name: (folder / name).stat().st_size for name in arrays})
+
+
+def read_bucket(
+    stage_folder: Path, field: str, bounds: tuple[int, int], num_shards: int
+) -> Records:
+    """Return the records of all shards whose key, sorted in each, lies within ``bounds``."""
+    parts = []
+    for index in range(num_shards):
+        keys = np.load(stage_folder / f"work/keys-{index:05d}.npy", mmap_mode="r")
+        start = np.searchsorted(keys[field], np.uint64(bounds[0]), side="left")
+        end = np.searchsorted(keys[field], np.uint64(bounds[1]), side="right")
+        parts.append(np.asarray(keys[start:end]))
+    return np.concatenate(parts)
 
 
 def reduce_keys(
     folder: Path, stage_folder: str, bucket: int, buckets: int, num_shards: int
 ) -> TaskResult:
     """Settle one bucket over all shards and write the places that lost."""
-    low, high = bucket_range(bucket, buckets)
-    parts = []
-    for index in range(num_shards):
-        keys = np.load(Path(stage_folder) / f"work/keys-{index:05d}.npy", mmap_mode="r")
-        start = np.searchsorted(keys["key_hi"], np.uint64(low), side="left")
-        end = np.searchsorted(keys["key_hi"], np.uint64(high), side="right")
-        parts.append(np.asarray(keys[start:end]))
-    _, losers = settle(np.concatenate(parts))
+    records = read_bucket(Path(stage_folder), "key_hi", bucket_range(bucket, buckets), num_shards)
+    _, losers = settle(records)
     return save_work(folder, {f"work/lost-{bucket:05d}.npy": places(losers)})
 
 
@@ -213,23 +228,37 @@ def drop_lines(
     dropped: list[Document] = []
     reasons: list[str] = []
     for row, document in enumerate(documents):
-        if row not in lost:
-            kept.append(document)
-            continue
-        text, runs = without_lines(document.text, lost[row])
-        if not text or not enough_sentences(text, options.sentences, options.min_sentences):
+        verdict = without_duplicates(document, lost.get(row, set()), options)
+        if isinstance(verdict, Dropped):
             dropped.append(document)
-            reasons.append("line_dedup.few_sentences" if text else "line_dedup.empty")
+            reasons.append(verdict.reason)
             continue
-        gone = {"line_dedup.duplicate": len(document.text) - len(text)}
-        count_edit(sink.result.counts, stage, document.text, text, runs, gone)
-        kept.append(document.edited(text, runs))
+        kept.append(verdict.document)
+        sink.result.counts.add(Counts(deleted=verdict.deleted))
     sink.write_kept(to_table(kept))
     sink.write_dropped(to_table(dropped), reasons)
     return sink.result
 
 
-def without_lines(text: str, numbers: set[int]) -> tuple[str, list[Run]]:
+def without_duplicates(document: Document, lost: Set[int], options: C4Options) -> Verdict:
+    """Return the document without the lines that lost; C4 counts the sentences of every page again.
+
+    Reasons: ``line_dedup.empty``, ``line_dedup.few_sentences``.
+    """
+    text, runs = without_lines(document.text, lost) if lost else (document.text, [])
+    if not text:
+        return Dropped("line_dedup.empty")
+    if not enough_sentences(text, options.sentences, options.min_sentences):
+        return Dropped("line_dedup.few_sentences")
+    if not lost:
+        return Kept(document)
+    counts = Counts()
+    gone = {"line_dedup.duplicate": len(document.text) - len(text)}
+    count_edit(counts, "line_dedup", document.text, text, runs, gone)
+    return Kept(document.edited(text, runs), counts.deleted)
+
+
+def without_lines(text: str, numbers: Set[int]) -> tuple[str, list[Run]]:
     """Return the text without some of its lines (and their newlines), and the runs that stayed."""
     runs: list[Run] = []
     origin = final = 0

@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from data_pipeline.refusal import refusal
 from llmtrain.errors import DataError, LLMTrainError
 
 ATTEMPTS = 3
@@ -122,7 +123,14 @@ class LocalExecutor:
             LLMTrainError: what a task raised because its input is wrong; it is not tried again.
             TaskFailedError: a task failed or its worker died in every attempt.
         """
-        waiting = deque(sorted(tasks, key=lambda task: -task.cost))
+        try:
+            self._run(deque(sorted(tasks, key=lambda task: -task.cost)), on_result)
+        except BaseException:
+            for worker in [w for w in self._workers if w.task is not None]:
+                self._remove(worker)  # nobody waits for its answer any more
+            raise
+
+    def _run(self, waiting: deque[Task], on_result: Callable[[Task, Any], None]) -> None:
         failures: dict[str, list[str]] = {}
         unfinished = len(waiting)
         while unfinished:
@@ -193,15 +201,20 @@ class LocalExecutor:
         except (EOFError, OSError):
             pass
         late = worker.process.is_alive() and worker.deadline <= time.monotonic()
-        worker.process.kill()
-        worker.process.join()
-        code = worker.process.exitcode
-        self._workers.remove(worker)
-        _discard(worker)
+        code = self._remove(worker)
         if late:
             return "failed", f"took longer than its time limit of {self.time_limit_s:g} s"
         killed = f"signal {-code}" if code is not None and code < 0 else f"status {code}"
         return "failed", f"worker died with {killed} (out of memory? use fewer workers)"
+
+    def _remove(self, worker: _Worker) -> int | None:
+        """Kill a worker and forget it; returns the exit status of its process."""
+        worker.process.kill()
+        worker.process.join()
+        code: int | None = worker.process.exitcode
+        self._workers.remove(worker)
+        _discard(worker)
+        return code
 
 
 def _send(worker: _Worker, message: object) -> None:
@@ -244,6 +257,9 @@ def _answer(function: Callable[..., Any], arguments: dict[str, Any]) -> tuple[st
         return "done", function(**arguments)
     except LLMTrainError as error:
         return "refused", DataError(str(error))
+    except (ImportError, OSError) as error:
+        refused = refusal(error)
+        return ("refused", refused) if refused else ("failed", traceback.format_exc())
     except Exception:
         return "failed", traceback.format_exc()
 
@@ -262,8 +278,3 @@ def _one_thread() -> None:
 
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
-
-
-def make_executor(num_workers: int, time_limit_s: float) -> LocalExecutor:
-    """Return the ``local`` executor."""
-    return LocalExecutor(num_workers=num_workers, time_limit_s=time_limit_s)

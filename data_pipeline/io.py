@@ -13,13 +13,16 @@ import gzip
 import hashlib
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import blake3
 
+from data_pipeline.config import FieldsConfig
 from data_pipeline.document import Document, identity
 from llmtrain.errors import DataError
 
@@ -31,20 +34,6 @@ _FORMATS = {
     ".jsonl": "jsonl", ".jsonl.gz": "jsonl", ".jsonl.zst": "jsonl",
     ".json.gz": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet",
 }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextFields:
-    """Names of the fields in JSONL, Parquet and Hugging Face rows."""
-
-    text: str = "text"
-    """Field with the text."""
-    id: str | None = None
-    """Field with a stable id; null numbers the rows of the file."""
-    url: str = "url"
-    """Field with the address; rows without it have none."""
-    timestamp: str = "timestamp"
-    """Field with the ISO-8601 time; rows without it have none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,9 +83,9 @@ def find_raw_files(inputs: Mapping[str, str | Iterable[str]]) -> list[RawFile]:
     for source, patterns in sorted(inputs.items()):
         names = [patterns] if isinstance(patterns, str) else list(patterns)
         paths = [p for name in names for p in _expand(source, name)]
-        twice = sorted({p for p in paths if paths.count(p) > 1}) if len(paths) < 10_000 else []
-        if twice or len(set(paths)) != len(paths):
-            raise DataError(f"input.{source} names {(twice or paths)[0]} twice; name it once")
+        twice = [path for path, times in Counter(paths).items() if times > 1]
+        if twice:
+            raise DataError(f"input.{source} names {twice[0]} twice; name it once")
         found += [RawFile(source=source, path=p, format=_format(source, p)) for p in paths]
     if not found:
         raise DataError("no input given; say input.NAME=PATH, such as input.web=crawl/*.warc.gz")
@@ -136,18 +125,22 @@ def _format(source: str, path: str) -> str:
 
 
 def fingerprint(file: RawFile) -> RawFile:
-    """Return the file with its size and digest; ``hf:`` inputs have the digest of their content."""
+    """Return the file with its size and digest; for ``hf:`` the fingerprint ``datasets`` keeps."""
     if file.format == "hf":
-        import datasets
-
         rows = _open_hf(file)
-        return replace(file, size=len(rows), sha256=f"{datasets.__version__}-{rows._fingerprint}")
+        digest = f"{version('datasets')}-{rows._fingerprint}"
+        return replace(file, size=len(rows), sha256=digest)
     with open(file.path, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return replace(file, size=Path(file.path).stat().st_size, sha256=digest)
 
 
-def read_text_file(file: RawFile, fields: TextFields) -> Iterator[Document | Unreadable]:
+def file_inputs(files: Iterable[RawFile]) -> list[dict[str, str]]:
+    """Return what a stage's key and manifest say of raw files."""
+    return [{"source": f.source, "name": f.name, "digest": f.sha256} for f in files]
+
+
+def read_text_file(file: RawFile, fields: FieldsConfig) -> Iterator[Document | Unreadable]:
     """Yield the documents of a JSONL, Parquet or Hugging Face input in order.
 
     Raises:
@@ -155,7 +148,7 @@ def read_text_file(file: RawFile, fields: TextFields) -> Iterator[Document | Unr
     """
     readers = {"jsonl": _read_jsonl, "parquet": _read_parquet, "hf": _read_hf}
     seen = False
-    for ordinal, (row, length) in enumerate(readers[file.format](file)):
+    for ordinal, row, length in readers[file.format](file):
         if isinstance(row, str):
             yield Unreadable(ordinal, length, row)
             continue
@@ -164,7 +157,8 @@ def read_text_file(file: RawFile, fields: TextFields) -> Iterator[Document | Unr
             if not seen and fields.text not in row:
                 raise DataError(
                     f"{file.path} has no field {fields.text!r}; its fields are "
-                    f"{', '.join(sorted(map(str, row)))}; name the right one with text_field="
+                    f"{', '.join(sorted(map(str, row)))}; name the right one with text_field= "
+                    "(pipeline.fields.text= in a run)"
                 )
             yield Unreadable(ordinal, length, f"field {fields.text!r} holds no text")
             continue
@@ -173,18 +167,18 @@ def read_text_file(file: RawFile, fields: TextFields) -> Iterator[Document | Unr
 
 
 def _document(
-    file: RawFile, fields: TextFields, row: dict[str, Any], text: str, ordinal: int, length: int
+    file: RawFile, fields: FieldsConfig, row: dict[str, Any], text: str, ordinal: int, length: int
 ) -> Document:
     own_id = row.get(fields.id) if fields.id else None
-    key = (str(own_id),) if own_id is not None else (file.sha256, str(ordinal))
-    text = text.encode("utf-8", "replace").decode()  # lone surrogates cannot be stored
+    key = (_storable(own_id),) if own_id is not None else (file.sha256, str(ordinal))
+    text = _storable(text)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return Document(
         id=document_id(file.source, *key),
         source=file.source,
         text=text,
-        url=str(row.get(fields.url) or ""),
-        timestamp=str(row.get(fields.timestamp) or ""),
+        url=_storable(row.get(fields.url) or ""),
+        timestamp=_storable(row.get(fields.timestamp) or ""),
         source_file_id=file.sha256,
         member_offset=ordinal,
         member_length=length,
@@ -194,8 +188,13 @@ def _document(
     )
 
 
-_Row = tuple[dict[str, Any] | str, int]
-"""A row, or why there is none, and its bytes in the file where known."""
+def _storable(value: object) -> str:
+    """Return a value as text that UTF-8 can hold; a lone surrogate becomes a question mark."""
+    return str(value).encode("utf-8", "replace").decode()
+
+
+_Row = tuple[int, dict[str, Any] | str, int]
+"""Number of a line or row, its content or why there is none, its bytes in the file where known."""
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -226,17 +225,17 @@ def _zstd_chunks(path: Path) -> Iterator[bytes]:
                     chunk = inflater.unused_data
                     inflater = None if inflater.eof else inflater
     except zstandard.ZstdError as error:
-        raise OSError(str(error)) from error
+        raise EOFError(str(error)) from error
     if inflater is not None:
         raise EOFError("the last frame has no end")
 
 
 def _read_jsonl(file: RawFile) -> Iterator[_Row]:
     try:
-        for line in _lines(Path(file.path)):
+        for number, line in enumerate(_lines(Path(file.path))):
             if line.strip():
-                yield _parse_line(line), len(line.rstrip(b"\n"))
-    except (EOFError, zlib.error, OSError) as error:
+                yield number, _parse_line(line), len(line.rstrip(b"\n"))
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
             f"{file.path} is cut or damaged ({error}); fetch it again or leave it out"
         ) from error
@@ -245,7 +244,7 @@ def _read_jsonl(file: RawFile) -> Iterator[_Row]:
 def _parse_line(line: bytes) -> dict[str, Any] | str:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return "line is no JSON"
     return row if isinstance(row, dict) else "line is no JSON object"
 
@@ -254,27 +253,26 @@ def _read_parquet(file: RawFile) -> Iterator[_Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    number = 0
     try:
         with pq.ParquetFile(file.path) as parquet:
             for batch in parquet.iter_batches(batch_size=1024):
-                yield from ((row, 0) for row in batch.to_pylist())
-    except (pa.ArrowInvalid, OSError) as error:
+                for row in batch.to_pylist():
+                    yield number, row, 0
+                    number += 1
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file.path} does not read as Parquet: {error}") from error
 
 
 def _read_hf(file: RawFile) -> Iterator[_Row]:
-    for row in _open_hf(file):
-        yield row, 0
+    for number, row in enumerate(_open_hf(file)):
+        yield number, row, 0
 
 
 def _open_hf(file: RawFile) -> Any:
     """Open ``hf:FOLDER[:SPLIT]`` (``save_to_disk``, or files) or ``hf:NAME[:SPLIT]``."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(
-            f"{file.path} needs the datasets library; pip install 'llmtrain[data]'"
-        ) from error
+    import datasets
+
     name, _, split = file.path.removeprefix(HF_PREFIX).partition(":")
     split = split or "train"
     folder = Path(name)

@@ -9,7 +9,7 @@ documents in = kept + dropped + quarantined; characters out = in - dropped - del
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,13 @@ class Counts:
 
     def add(self, other: "Counts") -> None:
         """Add another's numbers to these."""
-        for name, value in asdict(other).items():
-            mine = getattr(self, name)
+        for entry in fields(self):
+            mine, value = getattr(self, entry.name), getattr(other, entry.name)
             if isinstance(value, dict):
                 for key, number in value.items():
                     mine[key] = mine.get(key, 0) + number
             else:
-                setattr(self, name, mine + value)
+                setattr(self, entry.name, mine + value)
 
     def check(self, stage: str) -> None:
         """Raise ConservationError unless documents and characters balance."""

@@ -3,13 +3,12 @@
 ``OUT/pipeline.json`` holds the settings the folder was begun with; another setting is refused, and
 a finished stage is never made twice. The same command after any kind of death goes on.
 
-    run_pipeline(config, executor)   # or: llmtrain-data run pipeline=demo input.web=crawl out=OUT
+    run_pipeline(config, context)   # or: llmtrain-data run pipeline=demo input.web=crawl out=OUT
 """
 
-import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +22,26 @@ from data_pipeline.dedup import (
     num_buckets,
     reduce_keys,
 )
-from data_pipeline.io import RawFile, TextFields, find_raw_files, fingerprint
+from data_pipeline.filters.c4 import read_bad_words
+from data_pipeline.folder import claim, fingerprints
+from data_pipeline.io import RawFile, file_inputs, find_raw_files
+from data_pipeline.language import identifier_version
 from data_pipeline.manifest import Manifest, TaskResult
 from data_pipeline.report import FunnelRow, make_row, render, summarise, write_funnel
 from data_pipeline.shards import Shard, read_table
 from data_pipeline.split import route, split_of
-from data_pipeline.stages import Context, Stage, replace_file
+from data_pipeline.stages import Context, Stage, exclusive
 from data_pipeline.steps import step_settings, step_specs
-from data_pipeline.tokenize import group_shards, part_infos, tokenize_shards, train_tokenizer
+from data_pipeline.tokenize import (
+    group_shards,
+    publish,
+    tokenize_shards,
+    train_tokenizer,
+    withdraw,
+)
 from data_pipeline.transform import apply_steps, check_unique, extract_file
-from llmtrain.config.load import config_hash, to_plain
-from llmtrain.data.store import write_manifest
-from llmtrain.errors import ConfigError, DataError
+from llmtrain.config.load import config_hash
+from llmtrain.errors import DataError
 from llmtrain.tokenizer.tokenizer import load as load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -57,17 +64,33 @@ class Pipeline:
     def run(self, files: Sequence[RawFile]) -> list[FunnelRow]:
         """Run every stage that is not finished; return the funnel."""
         shards = self._extract(files)
+        self._check_left(shards)
         for name in self.config.stages:
             shards = _STAGES[name](self, name, shards)
-            if not shards:
-                raise DataError(
-                    f"no document is left after {self.rows[-1].stage}; its reasons: "
-                    f"{self.rows[-1].dropped}; loosen the rules or give other input"
-                )
+            self._check_left(shards)
         shards = self._split(shards)
+        self._warn_of_gone(files, shards)
         tokenizer = self._tokenizer(shards)
         self._tokenize(shards, tokenizer)
         return self.rows
+
+    def _check_left(self, shards: Sequence[Shard]) -> None:
+        """Raise DataError if the last stage left nothing."""
+        if not shards:
+            row = self.rows[-1]
+            reasons = {**row.dropped, **row.quarantined}
+            found = ", ".join(f"{reason} {number:,}" for reason, number in reasons.items())
+            raise DataError(
+                f"no document is left after {row.stage}: {row.documents_in:,} came in"
+                f"{f', left out by reason: {found}' if found else ''}; give other input or "
+                "loosen the rules"
+            )
+
+    def _warn_of_gone(self, files: Sequence[RawFile], shards: Sequence[Shard]) -> None:
+        """Name the sources that have no store of training documents."""
+        left = {shard.source for shard in shards if split_of(shard) == "train"}
+        for source in sorted({file.source for file in files} - left):
+            logger.warning("source %s has no document left to train on; it gets no store", source)
 
     def _stage(
         self, name: str, settings: dict[str, Any], inputs: list[dict[str, Any]], target: str = ""
@@ -84,18 +107,19 @@ class Pipeline:
 
     def _extract(self, files: Sequence[RawFile]) -> list[Shard]:
         settings = {"extract": asdict(self.config.extract), "fields": asdict(self.config.fields)}
-        inputs = [{"source": f.source, "name": f.name, "digest": f.sha256} for f in files]
-        stage = self._stage("extract", settings, inputs)
+        stage = self._stage("extract", settings, file_inputs(files))
         manifest = stage.finished()
         if manifest is None:
-            fields = TextFields(**asdict(self.config.fields))
-            common = {"stage": stage.name, "settings": self.config.extract, "fields": fields}
+            common = {
+                "stage": stage.name, "settings": self.config.extract, "fields": self.config.fields,
+            }  # fmt: skip
             jobs = [({**common, "number": i, "file": f}, f.size) for i, f in enumerate(files)]
             results = stage.run("extract", extract_file, jobs)
             shards = [shard for result in results for shard in result.shards]
+            out = self.context.out
             check_unique(
-                shards,
-                (read_table(self.context.out, s, ["id"]).column("id").to_pylist() for s in shards),
+                (s.source, s.path, read_table(out, s, ["id"]).column("id").to_pylist())
+                for s in shards
             )
             manifest = stage.finish(results)
         self._note(stage, manifest)
@@ -202,18 +226,18 @@ class Pipeline:
 
     def _tokenize(self, shards: Sequence[Shard], folder: Path) -> None:
         tokenizer = load_tokenizer(folder)
-        settings = {"tokenizer": tokenizer.hash, "part_bytes": self.config.store.part_bytes}
+        settings = {
+            "tokenizer": tokenizer.hash, "eos_id": tokenizer.eos_id,
+            "part_bytes": self.config.store.part_bytes,
+        }  # fmt: skip
         stage = self._stage("tokenize", settings, _inputs(shards), target="stores")
         manifest = stage.finished()
         if manifest is None:
-            results = stage.run("parts", tokenize_shards, self._parts(shards, folder))
-            for store, parts in part_infos(results).items():
-                write_manifest(
-                    self.context.out / "stores" / store, parts, tokenizer_hash=tokenizer.hash,
-                    vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id,
-                    pipeline_hash=config_hash(self.config),
-                )  # fmt: skip
-            manifest = stage.finish(results)
+            jobs = self._parts(shards, folder)
+            withdraw(stage.target, {arguments["store"] for arguments, _ in jobs})
+            results = stage.run("parts", tokenize_shards, jobs)
+            stores = publish(stage, results, tokenizer, config_hash(self.config))
+            manifest = stage.finish([*results, stores])
         self._note(stage, manifest)
 
     def _parts(self, shards: Sequence[Shard], folder: Path) -> list[tuple[dict[str, Any], int]]:
@@ -268,12 +292,6 @@ def _jobs(
     ]
 
 
-def fingerprint_file(folder: Path, file: RawFile) -> TaskResult:
-    """Task: the digest of one raw file."""
-    done = fingerprint(file)
-    return TaskResult(details={"size": done.size, "sha256": done.sha256})
-
-
 def run_pipeline(config: RunConfig, context: Context) -> list[FunnelRow]:
     """Run the pipeline of ``config`` in ``context.out``; write and return the funnel.
 
@@ -282,64 +300,21 @@ def run_pipeline(config: RunConfig, context: Context) -> list[FunnelRow]:
         DataError: an input is missing, unreadable or has changed.
     """
     files = find_raw_files(config.input)
+    _check_needs(config.pipeline)
     out = context.out
-    out.mkdir(parents=True, exist_ok=True)
-    _claim(out, config)
-    files = _fingerprints(out, files, context)
-    pipeline = Pipeline(config.pipeline, context)
-    rows = pipeline.run(files)
-    write_funnel(out, rows)
+    with exclusive(out):
+        claim(out, config)
+        rows = Pipeline(config.pipeline, context).run(fingerprints(out, files))
+        write_funnel(out, rows)
     logger.info("%s", render(rows))
     return rows
 
 
-def _claim(out: Path, config: RunConfig) -> None:
-    """Note the settings of a new folder; refuse others for one that was begun before."""
-    path = out / "pipeline.json"
-    plain = {"pipeline": to_plain(config.pipeline), "sources": sorted(config.input)}
-    if not path.is_file():
-        replace_file(path, json.dumps(plain, indent=1, sort_keys=True) + "\n")
-        return
-    before = _flat(json.loads(path.read_text()))
-    now = _flat(plain)
-    changes = [
-        f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
-    if changes:
-        raise ConfigError(
-            f"{out} was begun with other settings: {'; '.join(changes)}; use another out=, or "
-            "remove the folder"
-        )
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {
-        key: value
-        for name, entry in tree.items()
-        for key, value in _flat(entry, f"{prefix}.{name}" if prefix else name).items()
-    }
-
-
-def _fingerprints(out: Path, files: Sequence[RawFile], context: Context) -> list[RawFile]:
-    """Return the files with their digests, read again only where size or time changed."""
-    path = out / "inputs.json"
-    known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    result: list[RawFile] = []
-    for file in files:
-        if file.format == "hf":
-            result.append(fingerprint(file))
-            continue
-        status = Path(file.path).stat()
-        stamp = [status.st_size, status.st_mtime_ns]
-        entry = known.get(file.path)
-        if entry is None or entry["stamp"] != stamp:
-            entry = {"stamp": stamp, "sha256": fingerprint(file).sha256}
-            known[file.path] = entry
-        result.append(replace(file, size=status.st_size, sha256=entry["sha256"]))
-    replace_file(path, json.dumps(known, indent=1, sort_keys=True) + "\n")
-    return result
+def _check_needs(config: PipelineConfig) -> None:
+    """Open what the last stages need, so that a wrong path ends the run before it begins."""
+    if config.tokenizer.path is not None:
+        load_tokenizer(config.tokenizer.path)
+    if "bad_words" in config.stages and config.bad_words.path is not None:
+        read_bad_words(Path(config.bad_words.path))
+    if "language" in config.stages:
+        identifier_version(config.language.method)

@@ -6,7 +6,6 @@ page is trained on; ``url`` is C4's rule, a thousandth of the pages by the md5 o
     split_of("0123...", share=0.02)
 """
 
-import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +16,7 @@ import pyarrow as pa
 from data_pipeline.manifest import TaskResult
 from data_pipeline.shards import Shard, read_table
 from data_pipeline.transform import Sink
-from data_pipeline.url import normalize_c4
+from data_pipeline.url import normalize_c4, url_digest
 
 SPLITS = ("train", "validation")
 SplitKey = Literal["cluster", "url"]
@@ -29,9 +28,8 @@ def held_out_by_cluster(cluster: str, share: float) -> bool:
 
 
 def held_out_by_url(url: str, share: float) -> bool:
-    """Whether a page is held out by C4's rule; ``share`` is rounded to thousandths."""
-    digest = hashlib.md5(normalize_c4(url).encode(), usedforsecurity=False).hexdigest()
-    return int(digest, 16) % 1000 < round(share * 1000)
+    """Whether a page is held out by C4's rule; ``share`` is a number of thousandths."""
+    return int(url_digest(normalize_c4(url)), 16) % 1000 < round(share * 1000)
 
 
 def route(

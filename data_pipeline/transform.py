@@ -9,16 +9,16 @@ changed by steps only, and a step's edit map is checked against both texts befor
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
 
-from data_pipeline.config import ExtractConfig
+from data_pipeline.config import ExtractConfig, FieldsConfig
 from data_pipeline.document import Document, Run, compose, identity
 from data_pipeline.extract import NO_EXTRACTOR, payload_text
-from data_pipeline.io import RawFile, TextFields, Unreadable, document_id, read_text_file
+from data_pipeline.io import RawFile, Unreadable, document_id, read_text_file
 from data_pipeline.manifest import ConservationError, Counts, TaskResult
 from data_pipeline.shards import (
     Shard,
@@ -94,7 +94,7 @@ def extract_file(
     number: int,
     file: RawFile,
     settings: ExtractConfig,
-    fields: TextFields,
+    fields: FieldsConfig,
 ) -> TaskResult:
     """Turn one raw file into document shards of at most ``settings.shard_bytes`` of text."""
     sink = Sink(folder=folder, stage=stage, source=file.source, name=f"{file.source}-{number:05d}")
@@ -142,7 +142,7 @@ def _write_quarantined(sink: Sink, entries: list[dict[str, object]]) -> None:
     sink.result.counts.quarantined["extract.unreadable"] = len(entries)
 
 
-def _read(file: RawFile, fields: TextFields) -> Iterator[tuple[Document, str] | Unreadable]:
+def _read(file: RawFile, fields: FieldsConfig) -> Iterator[tuple[Document, str] | Unreadable]:
     """Yield (document, reason to drop it or nothing) for every record of a raw file."""
     if file.format != "warc":
         for item in read_text_file(file, fields):
@@ -184,18 +184,18 @@ def _from_record(file: RawFile, record: Record) -> tuple[Document, str]:
     return document, reason
 
 
-def check_unique(shards: Sequence[Shard], ids: Iterator[Sequence[str]]) -> None:
-    """Raise DataError if a document id stands twice in one source."""
+def check_unique(files: Iterable[tuple[str, str, Sequence[str]]]) -> None:
+    """Raise DataError if an id stands twice in a source; ``files`` are (source, name, ids)."""
     seen: dict[str, set[bytes]] = {}
-    for shard, some in zip(shards, ids, strict=True):
-        known = seen.setdefault(shard.source, set())
-        for document in some:
+    for source, name, ids in files:
+        known = seen.setdefault(source, set())
+        for document in ids:
             key = bytes.fromhex(document)
             if key in known:
                 raise DataError(
-                    f"source {shard.source} holds the record {document} twice (again in "
-                    f"{shard.path}); the same file stands in its input twice, or id_field names "
-                    "a field that is not unique"
+                    f"source {source} holds the record {document} twice (again in {name}); the "
+                    "same content stands in its input twice, or id_field "
+                    "(pipeline.fields.id in a run) names a field that is not unique"
                 )
             known.add(key)
 

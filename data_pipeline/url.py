@@ -11,8 +11,6 @@ import re
 
 _SCHEME = re.compile(r"https?:\/\/(www\.)?")
 _TRACKING = re.compile(r"\?(utm_|ref|feed).*")
-VALIDATION_MODULUS = 1000
-"""C4 holds out the pages whose hash is 0 modulo this."""
 
 
 def normalize_c4(url: str) -> str:
@@ -27,8 +25,3 @@ def normalize_c4(url: str) -> str:
 def url_digest(normalized_url: str) -> str:
     """Return the md5 of a key in hex: its rank in line deduplication and in the split."""
     return hashlib.md5(normalized_url.encode("utf-8"), usedforsecurity=False).hexdigest()
-
-
-def in_validation(normalized_url: str, modulus: int = VALIDATION_MODULUS) -> bool:
-    """Whether C4 holds out the page: the md5 of its key, as a number, is 0 modulo ``modulus``."""
-    return int(url_digest(normalized_url), 16) % modulus == 0

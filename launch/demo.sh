@@ -2,11 +2,15 @@
 # From a raw crawl to a trained, resumed, talking model, on a laptop's CPU and without the network.
 # `make demo` runs it; every command is printed before it runs and can be run by hand. A step that
 # is done is not done again: run it a second time, or after any kind of stop, and it goes on.
-# `rm -rf demo` starts anew.
+# `rm -rf demo` starts anew. A smaller one, elsewhere:
+#   DEMO_OUT=/tmp/demo DEMO_PAGES=600 DEMO_TOKENS=60e3 DEMO_STOP=30 bash launch/demo.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-OUT=demo
+OUT=${DEMO_OUT:-demo}
+PAGES=${DEMO_PAGES:-null}
+TOKENS=${DEMO_TOKENS:-1.0e6}
+STOP=${DEMO_STOP:-400}
 RUN=$OUT/runs/demo
 STORES=$OUT/corpus/stores
 export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
@@ -26,7 +30,7 @@ step() {
 
 main() {
   # 1. A crawl: the documentation on this machine, as WARC files in three sources.
-  step crawl "llmtrain-data sample out=$OUT/crawl"
+  step crawl "llmtrain-data sample out=$OUT/crawl pages=$PAGES"
 
   # 2. WARC -> text -> C4 rules -> language -> deduplication -> held-out split -> tokenizer -> tokens.
   step pipeline "llmtrain-data run pipeline=demo num_workers=2 out=$OUT/corpus \
@@ -35,14 +39,14 @@ main() {
 
   # 3. Train on two processes, each with half of the layers; stop on the way; the same command goes on.
   train="torchrun --standalone --nproc-per-node 2 -m llmtrain train experiment=demo \
-    name=demo runs_dir=$OUT/runs parallel.pp=2 tokenizer.path=$OUT/corpus/tokenizer"
+    name=demo runs_dir=$OUT/runs parallel.pp=2 training.num_tokens=$TOKENS tokenizer.path=$OUT/corpus/tokenizer"
   for source in stdlib packages licenses; do
     for split in train:sources validation:validation; do
       store=$STORES/${split%:*}/$source
       [[ -s $store/part-00000.bin ]] && train+=" data.${split#*:}.$source=$store"
     done
   done
-  step train "$train training.stop_at_step=400"
+  step train "$train training.stop_at_step=$STOP"
   step resume "$train"
 
   # 4. Score it on whole held-out documents, let it write, and put everything on one page.

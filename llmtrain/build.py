@@ -62,7 +62,7 @@ def train(config: RunConfig) -> int:
         if world.rank == 0:
             run.write_status(reason, progress.step)
     logger.info("%s at step %d of %d", reason.value, progress.step, progress.num_steps)
-    return reason.exit_status(under_launcher=world.world_size > 1)
+    return reason.code
 
 
 def _train(config: RunConfig, run: RunDirectory, world: World, progress: Progress) -> ExitReason:

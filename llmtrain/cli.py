@@ -12,14 +12,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from llmtrain import logs
+from llmtrain.config.arguments import MULTIRUN, OPTIONS, Arguments, parse
 from llmtrain.config.commands import ParityConfig, ReportConfig
 from llmtrain.config.generate import EvalConfig, GenerateConfig
 from llmtrain.config.load import (
@@ -63,7 +63,11 @@ class Command:
     entry: str
     """``module:function``, called with the configuration; returns the exit status."""
     prepare: str | None = None
-    """``module:function`` that rank 0 calls with (config, world size) before it is published."""
+    """``module:function`` that rank 0 calls with (config, world size, held) before it publishes.
+
+    It returns the configuration to use, None where nothing is left to do; what it puts on the
+    ExitStack ``held`` stays until the command ends.
+    """
     example: str
     """Overrides that show it at work."""
     ranks: bool = False
@@ -108,18 +112,6 @@ COMMANDS = {
 """Commands by name; each has its root in ``conf/NAME.yaml``."""
 
 
-@dataclass(slots=True)
-class Arguments:
-    """The command line, taken apart."""
-
-    command: str | None = None
-    overrides: list[str] = field(default_factory=list)
-    config_dirs: list[Path] = field(default_factory=list)
-    show: bool = False
-    multirun: bool = False
-    help: bool = False
-
-
 @dataclass(frozen=True, slots=True)
 class Launch:
     """What the launcher's environment says about this process."""
@@ -144,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(words: list[str], launch: Launch) -> int:
     try:
-        arguments = parse(words)
+        arguments = parse(words, COMMANDS, (*OPTIONS, MULTIRUN))
         _check_launch(arguments, launch)
     except ConfigError:
         if launch.rank == 0:
@@ -162,9 +154,10 @@ def _dispatch(words: list[str], launch: Launch) -> int:
         return 0
     if arguments.multirun:
         return _multirun(command, arguments)
-    config, status = _agreed(command, arguments, launch)
-    if config is not None:
-        status = _call(command.entry, config)
+    with ExitStack() as held:
+        config, status = _agreed(command, arguments, launch, held)
+        if config is not None:
+            status = _call(command.entry, config)
     # A launcher would restart a rank that stopped on request; status.json says what happened.
     return 0 if launch.launched and status == STOPPED else status
 
@@ -178,50 +171,6 @@ def _check_launch(arguments: Arguments, launch: Launch) -> None:
         raise ConfigError(
             f"{what} runs in one process, started were {launch.world_size}; leave torchrun out"
         )
-
-
-def parse(words: Sequence[str]) -> Arguments:
-    """Take a command line apart.
-
-    Raises:
-        ConfigError: an unknown command or option, an option without its value.
-    """
-    arguments, rest = Arguments(), list(words)
-    while rest:
-        word = rest.pop(0)
-        name, equals, value = word.partition("=")
-        if name in ("--local_rank", "--local-rank"):
-            continue
-        if name in ("--config-dir", "-cd", "--cfg", "-c"):
-            if not equals and not rest:
-                raise ConfigError(f"{name} needs a value; write {name}={_VALUE_OF[name]}")
-            value = value if equals else rest.pop(0)
-            if _VALUE_OF[name] == "job" and value != "job":
-                raise ConfigError(f"{name}={value} is unknown; use --cfg job")
-            arguments.show |= _VALUE_OF[name] == "job"
-            arguments.config_dirs += [Path(value)] if _VALUE_OF[name] == "DIR" else []
-        elif word in ("--multirun", "-m"):
-            arguments.multirun = True
-        elif word in ("--help", "-h"):
-            arguments.help = True
-        elif word.startswith("-"):
-            raise ConfigError(f"unknown option {word}{_near(word, _OPTIONS)}")
-        elif arguments.command is not None:
-            arguments.overrides.append(word)
-        elif word in COMMANDS:
-            arguments.command = word
-        else:
-            raise ConfigError(f"unknown command {word}{_near(word, list(COMMANDS))}")
-    return arguments
-
-
-_VALUE_OF = {"--config-dir": "DIR", "-cd": "DIR", "--cfg": "job", "-c": "job"}
-_OPTIONS = ["--cfg", "--config-dir", "--help", "--multirun"]
-
-
-def _near(word: str, choices: Sequence[str]) -> str:
-    close = get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else f"; use one of {', '.join(choices)}"
 
 
 def help_text(name: str | None) -> str:
@@ -252,26 +201,28 @@ def _compose(command: Command, arguments: Arguments) -> Any:
     return load(root, arguments.overrides, command.schema, arguments.config_dirs)
 
 
-def _agreed(command: Command, arguments: Arguments, launch: Launch) -> tuple[Any, int]:
-    """The same configuration on all ranks; None and an exit status where rank 0 refused it."""
+def _agreed(
+    command: Command, arguments: Arguments, launch: Launch, held: ExitStack
+) -> tuple[Any, int]:
+    """The same configuration on all ranks; None and an exit status where rank 0 has none."""
     logs.setup(None, launch.rank)
     if launch.world_size == 1:
-        return _prepared(command, arguments, 1), 0
+        return _prepared(command, arguments, 1, held), 0
     from llmtrain.startup import agree_on_config
 
     world_size = launch.world_size
-    compose_here = partial(_prepared, command, arguments, world_size)
+    compose_here = partial(_prepared, command, arguments, world_size, held)
     return agree_on_config(command.schema, launch.rank, compose_here)
 
 
-def _prepared(command: Command, arguments: Arguments, world_size: int) -> Any:
-    """The configuration that every rank will use; called on rank 0 alone."""
-    return _prepare(command, _compose(command, arguments), world_size)
+def _prepared(command: Command, arguments: Arguments, world_size: int, held: ExitStack) -> Any:
+    """The configuration that every rank will use, if any; called on rank 0 alone."""
+    return _prepare(command, _compose(command, arguments), world_size, held)
 
 
-def _prepare(command: Command, config: Any, world_size: int) -> Any:
+def _prepare(command: Command, config: Any, world_size: int, held: ExitStack) -> Any:
     if command.prepare is not None:
-        return _call(command.prepare, config, world_size)
+        return _call(command.prepare, config, world_size, held)
     if isinstance(config, ParityConfig):
         check(config, None if world_size == 1 else world_size)
     return config
@@ -291,6 +242,8 @@ def _multirun(command: Command, arguments: Arguments) -> int:
         logger.info("job %d: %s", len(statuses), chosen)
         tree: Any = OmegaConf.to_container(composed, resolve=True)
         statuses.append(logs.run_command(lambda: _run_job(command, tree)))
+        if statuses[-1] in (STOPPED, logs.INTERRUPTED):
+            raise SystemExit(statuses[-1])  # who stops a job means the sweep
         return statuses[-1]
 
     start = hydra.main(
@@ -314,7 +267,9 @@ def _run_job(command: Command, tree: dict[str, object]) -> int:
     config = build(command.schema, tree)
     if isinstance(config, RunConfig):
         config = replace(config, name=f"{config.name or 'sweep'}-{config_hash(config)}")
-    status: int = _call(command.entry, _prepare(command, config, 1))
+    with ExitStack() as held:
+        config = _prepare(command, config, 1, held)
+        status: int = 0 if config is None else _call(command.entry, config)
     return status
 
 

@@ -10,6 +10,7 @@ Invariant: the exit status is 1 if any number is beyond the tolerance or not fin
     llmtrain parity parallel.pp=2 parallel.schedule=gpipe engine.precision=fp64 tolerance=1e-12
 """
 
+import logging
 import math
 import sys
 import tempfile
@@ -31,6 +32,8 @@ from llmtrain.parallel.launch import run_ranks
 from llmtrain.parallel.mesh import Place, World
 from llmtrain.train.loss import pretraining_loss
 from llmtrain.train.optimizer import optimizer_factory
+
+logger = logging.getLogger(__name__)
 
 _SHOWN = 8
 _NEGLIGIBLE = 1e-6
@@ -63,6 +66,8 @@ class Difference:
 def main(config: ParityConfig) -> int:
     """Run both sides, print the worst parameters; 0 within ``config.tolerance``, else 1."""
     place = Place.from_environment()
+    if config.data.sources and place.rank == 0:
+        logger.info("parity makes its batches from training.seed: data.sources is not read")
     if place.world_size > 1:
         requested = run_steps(config, place)
         if place.rank > 0:

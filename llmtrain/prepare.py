@@ -1,14 +1,18 @@
 """What rank 0 settles before a training run exists on any other rank.
 
 It makes paths absolute, names the run, opens every store and the tokenizer, compares with what the
-run folder already holds. Whatever is wrong is one error, found before any process group is created;
-nothing is written unless all is right.
+run folder already holds, and locks it. Whatever is wrong is one error, found before any process
+group is created; nothing is written unless all is right. A run that is done ends here.
+
+    with ExitStack() as held:
+        config = prepare(config, world_size=8, held=held)    # None where nothing is left to do
 """
 
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,21 +20,25 @@ from llmtrain import logs
 from llmtrain.config.load import config_hash, from_yaml
 from llmtrain.config.resume import changes, identity
 from llmtrain.config.run import RunConfig, broken_rules
+from llmtrain.data.mixture import check_tokenizers, source_shares
 from llmtrain.data.store import TokenStore
-from llmtrain.errors import ConfigError, DataError, LLMTrainError
+from llmtrain.errors import CheckpointError, ConfigError, DataError, LLMTrainError
 from llmtrain.tokenizer.tokenizer import Tokenizer
 from llmtrain.tokenizer.tokenizer import load as load_tokenizer
+from llmtrain.train import archive
 from llmtrain.train.rundir import RunDirectory
 
 logger = logging.getLogger(__name__)
 
 
-def prepare(config: RunConfig, world_size: int) -> RunConfig:
-    """The configuration every rank of the run uses; also writes ``run.json``.
+def prepare(config: RunConfig, world_size: int, held: ExitStack) -> RunConfig | None:
+    """The configuration every rank of the run uses, or None where the run is done.
+
+    Writes ``run.json``; the run stays locked until ``held`` closes.
 
     Raises:
         ConfigError: every broken rule, and all problems of the data, of the tokenizer and of going
-            on with the run that is there.
+            on with the run that is there; or another process is at work on it.
     """
     config = resolve(config)
     run = RunDirectory(Path(config.runs_dir) / str(config.name))
@@ -38,7 +46,19 @@ def prepare(config: RunConfig, world_size: int) -> RunConfig:
     problems += [*_data_problems(config), *_resume_problems(config, run), *_wandb_problems(config)]
     if problems:
         raise ConfigError(problems)
-    logs.setup(run.path, rank=0)
+    if _is_done(config, run):
+        logger.info(
+            "the run %s is done, all %d steps of it: nothing to do; a larger training.num_tokens "
+            "goes on with it", run.path, config.training.num_steps,
+        )  # fmt: skip
+        return None
+    try:
+        held.enter_context(run.locked())
+        logs.setup(run.path, rank=0)
+    except OSError as error:
+        raise ConfigError(
+            f"the run folder {run.path} cannot be written ({error}); use another runs_dir"
+        ) from error
     _log_changes(config, run)
     run.record(name=config.name, created=time.time())
     logger.info("run %s of world size %d, config %s", run.path, world_size, config_hash(config))
@@ -56,6 +76,7 @@ def resolve(config: RunConfig) -> RunConfig:
             validation={n: _absolute(p) for n, p in config.data.validation.items()},
         ),
         tokenizer=replace(config.tokenizer, path=None if path is None else _absolute(path)),
+        runs_dir=os.path.expanduser(config.runs_dir),
     )
     if config.name is None:
         model = config.model
@@ -84,12 +105,31 @@ def _data_problems(config: RunConfig) -> Iterator[str]:
             f"model.vocab_size={config.model.vocab_size} is smaller than the tokenizer in "
             f"{config.tokenizer.path}; set model.vocab_size to at least {tokenizer.vocab_size}"
         )
+    opened = dict[str, TokenStore]()
     for section in ("sources", "validation"):
         for name, path in getattr(config.data, section).items():
             try:
-                _check_store(TokenStore.open(path), config, tokenizer)
+                store = TokenStore.open(path)
+                _check_store(store, config, tokenizer)
+                opened[f"data.{section}.{name}"] = store
             except DataError as error:
                 yield f"data.{section}.{name}: {error}"
+    yield from _mixture_problems(config, opened)
+
+
+def _mixture_problems(config: RunConfig, opened: Mapping[str, TokenStore]) -> Iterator[str]:
+    """What keeps good stores from being trained on together."""
+    names, weights = config.data.sources, config.mixture.weights
+    sources = {n: opened[path] for n in names if (path := f"data.sources.{n}") in opened}
+    if not sources or len(sources) < len(names) or set(weights or names) != set(names):
+        return  # said already
+    try:
+        check_tokenizers(opened)
+        source_shares(sources, weights, config.training.sequence_length)
+    except ConfigError as error:
+        yield from error.problems
+    except DataError as error:
+        yield str(error)
 
 
 def _check_store(store: TokenStore, config: RunConfig, tokenizer: Tokenizer | None) -> None:
@@ -111,9 +151,28 @@ def _changes(config: RunConfig, run: RunDirectory) -> tuple[list[str], list[str]
     return changes(from_yaml(run.config_yaml.read_text(encoding="utf-8")), config)
 
 
+def _is_done(config: RunConfig, run: RunDirectory) -> bool:
+    """Whether ``config`` asks for no step beyond a whole checkpoint the run ended with."""
+    last = config.training.num_steps
+    if run.done_at() != last or (config.training.stop_at_step or last) < last:
+        return False
+    for step, path in archive.scan(run.checkpoints)[:1]:
+        try:
+            archive.open_checkpoint(path)
+        except CheckpointError:
+            return False  # going on says what is damaged and falls back
+        return step == last
+    return False
+
+
 def _resume_problems(config: RunConfig, run: RunDirectory) -> Iterator[str]:
     """Fields that may not change in the run that is there."""
-    for line in _changes(config, run)[0]:
+    try:
+        fixed, _ = _changes(config, run)
+    except ConfigError as error:
+        yield f"{run.config_yaml}: {error}; put the file back, or start another run with name=NEW"
+        return
+    for line in fixed:
         yield (f"{line} cannot change in the run {run.path}; put it back, or start another run "
                "with name=NEW")  # fmt: skip
 
@@ -130,6 +189,11 @@ def _wandb_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _log_changes(config: RunConfig, run: RunDirectory) -> None:
-    """Say with which other values the run goes on."""
+    """Say with which other values the run goes on, and what it asks for in vain."""
     for line in _changes(config, run)[1]:
         logger.info("run %s goes on with %s", run.path, line)
+    if config.evaluation.every_steps is not None and not config.data.validation:
+        logger.warning(
+            "evaluation.every_steps=%d evaluates nothing: data.validation names no store; set "
+            "data.validation.NAME=DIR", config.evaluation.every_steps,
+        )  # fmt: skip

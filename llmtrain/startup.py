@@ -23,19 +23,23 @@ from llmtrain.parallel.mesh import publish_config
 T = TypeVar("T")
 
 
-def agree_on_config(schema: type[T], rank: int, compose: Callable[[], T]) -> tuple[T | None, int]:
-    """The configuration rank 0 composes, on every rank; none and an exit status where that failed.
+def agree_on_config(
+    schema: type[T], rank: int, compose: Callable[[], T | None]
+) -> tuple[T | None, int]:
+    """The configuration rank 0 composes, on every rank; or none and an exit status.
 
-    Rank 0 reports the error before it publishes it: a launcher ends all ranks when one leaves.
+    Nothing is left to do where ``compose`` gives None: status 0. Rank 0 reports an error before it
+    publishes it: a launcher ends all ranks when one leaves.
 
     Raises:
         ConfigError: this rank runs other code than rank 0.
     """
     if rank == 0:
         try:
-            config = compose()
+            config, status = compose(), 0
         except (Exception, KeyboardInterrupt) as error:
-            status = logs.report(error)
+            config, status = None, logs.report(error)
+        if config is None:
             publish_config(json.dumps({"status": status}).encode())
             return None, status
         message = {"code": code_version(), "config": to_yaml(config)}

@@ -10,7 +10,7 @@ before it. Every edit comes with runs: text[final_start:][:length] of the result
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -38,8 +38,6 @@ _UNSPACED = frozenset({"ja", "th", "zh"})
 class C4Options:
     """Where the descendants of C4 differ; the defaults are C4's."""
 
-    max_page_characters: int = 190_000
-    """A longer text is dropped before anything else."""
     max_word_characters: int = 1000
     """A line with a longer word is dropped."""
     min_words: int = 5
@@ -198,24 +196,11 @@ def _enough_in_lines(lines: Sequence[str], options: C4Options) -> bool:
 
 
 def enough_sentences(text: str, sentences: str = "punkt", minimum: int = 3) -> bool:
-    """Whether a whole text has the sentences a page needs; C4 asks after line deduplication."""
+    """Whether a whole text has the sentences a page needs; C4 asks again after line deduplication.
+
+    Lines without a full stop run on into the next, so a text may have fewer than its lines.
+    """
     return minimum <= 0 or SENTENCES[sentences](text, minimum) >= minimum
-
-
-@dataclass(frozen=True, slots=True)
-class C4Length:
-    """Drops texts that are too long; C4 does so before it deduplicates addresses."""
-
-    options: C4Options = C4_VARIANTS["c4"]
-    """Which thresholds apply."""
-    name: str = "c4_length"
-    """Name in manifests and in the funnel."""
-
-    def __call__(self, document: Document) -> Verdict:
-        """Drop the document or leave it as it is."""
-        if len(document.text) > self.options.max_page_characters:
-            return Dropped("c4.long_page")
-        return Kept(document)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,47 +224,6 @@ def line_key(line: str) -> bytes:
     """Return the key under which two lines are one: md5 of the line, stripped and lower-cased."""
     normalized = line.strip().lower().encode("utf-8")
     return hashlib.md5(normalized, usedforsecurity=False).digest()
-
-
-def line_keys(text: str) -> list[bytes]:
-    """Return the key of every line of a text, in order; lines end at newlines only."""
-    return [line_key(line) for line in text.split("\n")]
-
-
-def keep_lines(text: str, keep: Container[bytes] | Callable[[bytes], bool]) -> LineEdit:
-    """Leave of every line whose key is in ``keep`` the first occurrence, and nothing else."""
-    chosen = keep if callable(keep) else keep.__contains__
-    edit = LineEdit()
-    lines: list[str] = []
-    seen: set[bytes] = set()
-    position = offset = 0
-    newline = 0
-    for line in text.split("\n"):
-        start, offset = offset, offset + len(line) + 1
-        key = line_key(line)
-        if key in seen or not chosen(key):
-            continue
-        seen.add(key)
-        if lines:
-            position = edit.keep(position, newline, newline + 1)
-        position = edit.keep(position, start, start + len(line))
-        lines.append(line)
-        newline = offset - 1
-    edit.text = "\n".join(lines)
-    edit.delete("c4.duplicate_line", len(text) - len(edit.text))
-    return edit
-
-
-def deduplicated(
-    document: Document, keep: Container[bytes] | Callable[[bytes], bool], options: C4Options
-) -> Verdict:
-    """Take out the lines that belong to other pages; drop the document if too little is left."""
-    edit = keep_lines(document.text, keep)
-    if not edit.text:
-        return Dropped("c4.no_line_left")
-    if not enough_sentences(edit.text, options.sentences, options.min_sentences):
-        return Dropped("c4.few_sentences")
-    return Kept(document.edited(edit.text, edit.runs), edit.deleted, edit.inserted)
 
 
 @functools.lru_cache(maxsize=32)

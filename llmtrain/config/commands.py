@@ -9,7 +9,11 @@ from llmtrain.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParityConfig(RunConfig):
-    """``llmtrain parity``: the layout of a run against one device."""
+    """``llmtrain parity``: the layout of a run against one device.
+
+    It takes a whole training command line and reads model, parallel, engine, training and
+    optimizer of it: batches are made from the seed, the rate is ``optimizer.lr``, nothing is kept.
+    """
 
     tolerance: float = 5e-6
     """Largest relative error of the loss and of any gradient that still passes."""

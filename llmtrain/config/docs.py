@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from llmtrain.config.commands import ParityConfig, ReportConfig
 from llmtrain.config.generate import EvalConfig, GenerateConfig
@@ -51,12 +51,15 @@ def field_docs(schema: Any) -> dict[str, str]:
 def page() -> str:
     """The whole reference as Markdown."""
     parts = [HEAD]
-    shown = set[str]()
+    shown = set[tuple[str, Any]]()
     for command, schema in SCHEMAS.items():
         own = [n for n in _names(schema) if not (command == "parity" and n in _names(RunConfig))]
         parts.append(f"## llmtrain {command}\n\n{_first_line(schema)}\n")
         if command == "parity":
-            parts.append("Every field of `llmtrain train`, and:\n")
+            parts.append(
+                "Every field of `llmtrain train` may stand there; read are `model`, `parallel`, "
+                "`engine`, `training` and `optimizer` (batches are made from the seed), and:\n"
+            )
         parts.append(_table(schema, "", own, fixed=False))
         parts += [
             text for name in own for text in _sections(schema, name, f"{name}.", shown, False)
@@ -64,14 +67,18 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def _sections(schema: Any, name: str, prefix: str, shown: set[str], fixed: bool) -> list[str]:
-    """Headed tables of the dataclasses below one field."""
+def _sections(
+    schema: Any, name: str, prefix: str, shown: set[tuple[str, Any]], fixed: bool
+) -> list[str]:
+    """Headed tables of the dataclasses below one field; a union has one for each of its kinds."""
     texts, fixed = list[str](), fixed or _is_fixed(schema, name)
-    for arm in arms(get_type_hints(schema)[name]):
-        if is_dataclass(arm) and prefix not in shown:
-            shown.add(prefix)
+    sections = [arm for arm in arms(get_type_hints(schema)[name]) if is_dataclass(arm)]
+    for arm in sections:
+        if (prefix, arm) not in shown:
+            shown.add((prefix, arm))
             table = _table(arm, prefix, _names(arm), fixed)
-            texts.append(f"### {prefix[:-1]}\n\n{_first_line(arm)}\n\n{table}")
+            kind = f", kind={_kind(arm)}" if len(sections) > 1 else ""
+            texts.append(f"### {prefix[:-1]}{kind}\n\n{_first_line(arm)}\n\n{table}")
             for inner in _names(arm):
                 texts += _sections(arm, inner, f"{prefix}{inner}.", shown, fixed)
     return texts
@@ -89,6 +96,12 @@ def _table(schema: Any, prefix: str, names: list[str], fixed: bool) -> str:
             kind = re.sub(r"Literal\[(.*?)\]", r"\1", types[item.name]).replace("|", "\\|")
             rows.append(f"| `{prefix}{item.name}` | {kind} | {_default(item)} | {meaning}{mark} |")
     return "\n".join(rows) + "\n" if len(rows) > 2 else ""
+
+
+def _kind(arm: Any) -> str:
+    """The tag of a dataclass in a union of several."""
+    (kind,) = get_args(get_type_hints(arm)["kind"])
+    return str(kind)
 
 
 def _is_fixed(schema: Any, name: str) -> bool:

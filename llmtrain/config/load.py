@@ -7,6 +7,7 @@ key, a wrong type or a missing value is a problem, and one ConfigError holds all
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -234,7 +235,10 @@ def to_yaml(config: Any) -> str:
 def write_yaml(config: Any, path: Path) -> None:
     """Write a config by rename, its hash in the first line; readers see the old file or this."""
     beside = path.with_name(f".tmp-{path.name}")
-    beside.write_text(f"# config {config_hash(config)}\n{to_yaml(config)}", encoding="utf-8")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(f"# config {config_hash(config)}\n{to_yaml(config)}")
+        file.flush()
+        os.fsync(file.fileno())
     beside.replace(path)
 
 

@@ -7,29 +7,82 @@ name. Presets are in ``conf/model/``.
 from dataclasses import dataclass
 from typing import Literal
 
+from llmtrain.config.fields import below, not_positive
 from llmtrain.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RopeScalingConfig:
-    """How rotary frequencies are stretched beyond the trained length."""
+class LinearRopeScaling:
+    """Position interpolation (arXiv:2306.15595): every frequency is divided."""
 
-    kind: Literal["linear", "llama3", "yarn"]
-    """Linear interpolation, LLaMA 3.1's banded scaling, or YaRN (arXiv:2309.00071)."""
+    kind: Literal["linear"] = "linear"
+    """Which scaling this is."""
+    factor: float
+    """How many times longer the context becomes."""
+
+    def __post_init__(self) -> None:
+        """Refuse a factor that stretches nothing."""
+        if problems := not_positive(self, "factor"):
+            raise ConfigError(problems)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Llama3RopeScaling:
+    """LLaMA 3.1: low frequencies are divided, high ones kept, a ramp between."""
+
+    kind: Literal["llama3"] = "llama3"
+    """Which scaling this is."""
     factor: float
     """How many times longer the context becomes."""
     original_max_position_embeddings: int
     """Length in tokens the frequencies were trained for."""
     low_freq_factor: float = 1.0
-    """llama3: wavelengths above original length / this are divided by ``factor``."""
+    """Wavelengths above original length / this are divided by ``factor``."""
     high_freq_factor: float = 4.0
-    """llama3: wavelengths below original length / this stay as they are."""
+    """Wavelengths below original length / this stay as they are."""
+
+    def __post_init__(self) -> None:
+        """Refuse lengths below 1 and a ramp that does not rise."""
+        problems = below(self, 1, "original_max_position_embeddings")
+        problems += not_positive(self, "factor", "low_freq_factor", "high_freq_factor")
+        if not problems and self.low_freq_factor >= self.high_freq_factor:
+            problems.append(
+                f"low_freq_factor={self.low_freq_factor} must be below "
+                f"high_freq_factor={self.high_freq_factor}"
+            )
+        if problems:
+            raise ConfigError(problems)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class YarnRopeScaling:
+    """YaRN (arXiv:2309.00071): a ramp over dimensions, and a factor on the scores."""
+
+    kind: Literal["yarn"] = "yarn"
+    """Which scaling this is."""
+    factor: float
+    """How many times longer the context becomes."""
+    original_max_position_embeddings: int
+    """Length in tokens the frequencies were trained for."""
     beta_fast: float = 32.0
-    """yarn: rotations over the original length above which a dimension is kept."""
+    """Rotations over the original length above which a dimension is kept."""
     beta_slow: float = 1.0
-    """yarn: rotations over the original length below which a dimension is interpolated."""
+    """Rotations over the original length below which a dimension is interpolated."""
     attention_factor: float | None = None
-    """yarn: factor on cos and sin; null means 0.1 ln(factor) + 1."""
+    """Factor on cos and sin; null means 0.1 ln(factor) + 1."""
+
+    def __post_init__(self) -> None:
+        """Refuse lengths below 1 and a ramp that does not rise."""
+        problems = below(self, 1, "original_max_position_embeddings")
+        problems += not_positive(self, "factor", "beta_fast", "beta_slow", "attention_factor")
+        if not problems and self.beta_slow >= self.beta_fast:
+            problems.append(f"beta_slow={self.beta_slow} must be below beta_fast={self.beta_fast}")
+        if problems:
+            raise ConfigError(problems)
+
+
+RopeScaling = LinearRopeScaling | Llama3RopeScaling | YarnRopeScaling
+"""How rotary frequencies are stretched beyond the trained length, chosen by ``kind``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +109,7 @@ class ModelConfig:
     """Added to the mean square in every RMSNorm."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
-    rope_scaling: RopeScalingConfig | None = None
+    rope_scaling: RopeScaling | None = None
     """Stretching of the rotary frequencies; null means none."""
     qk_norm: bool = False
     """RMSNorm over the head dimension of queries and keys before RoPE (Qwen3)."""
@@ -73,12 +126,12 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that do not fit together."""
-        problems = [
-            f"model.{name}={getattr(self, name)} must be at least 1"
-            for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-                         "num_attention_heads", "num_key_value_heads", "max_position_embeddings")
-            if getattr(self, name) < 1
-        ]  # fmt: skip
+        problems = below(
+            self, 1, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+            "num_attention_heads", "num_key_value_heads", "max_position_embeddings", "head_dim",
+            "sliding_window",
+        )  # fmt: skip
+        problems += not_positive(self, "rms_norm_eps", "rope_theta", "initializer_range")
         if not problems and self.num_attention_heads % self.num_key_value_heads:
             problems.append(
                 f"model.num_key_value_heads={self.num_key_value_heads} does not divide "
@@ -91,10 +144,6 @@ class ModelConfig:
             )
         if not problems and self.head_size % 2:
             problems.append(f"a head of width {self.head_size} is odd; RoPE needs an even width")
-        if self.sliding_window is not None and self.sliding_window < 1:
-            problems.append(
-                f"model.sliding_window={self.sliding_window} must be at least 1 or null"
-            )
         if problems:
             raise ConfigError(problems)
 

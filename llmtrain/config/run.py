@@ -5,6 +5,7 @@ Rules are a table of (predicate, message); ``check`` reports every broken one at
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import PurePath
 
 from llmtrain.config.data import DataConfig, MixtureConfig, TokenizerConfig
 from llmtrain.config.fields import FATAL
@@ -105,6 +106,14 @@ def axes_make_the_world(config: RunConfig, world: int) -> str | None:
     except LayoutError as error:
         return str(error)
     return None
+
+
+def name_is_a_folder(config: RunConfig, world: int) -> str | None:
+    """The run folder lies inside runs_dir."""
+    parts = PurePath(config.name).parts if config.name is not None else ("made",)
+    if parts and ".." not in parts and not PurePath(*parts).is_absolute():
+        return None
+    return f"name='{config.name}' names no folder inside runs_dir={config.runs_dir}; use name=NEW"
 
 
 def stages_have_layers(config: RunConfig, world: int) -> str | None:
@@ -208,6 +217,7 @@ def schedule_fits_the_run(config: RunConfig, world: int) -> str | None:
 
 RULES: tuple[Rule, ...] = (
     axes_make_the_world,
+    name_is_a_folder,
     stages_have_layers,
     batch_has_whole_rows,
     ranks_share_the_batch,

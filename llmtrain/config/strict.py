@@ -177,7 +177,10 @@ class _Builder:
             return self.bad(f"{path or 'the config'}={show(value)} is not a section with keys")
         hints, dot = _hints(schema), f"{path}." if path else ""
         for key in value:
-            if key not in hints:
+            if key not in hints and f"{dot}{key}" in schema_paths(self.root, self.prefix):
+                self.bad(f"{dot}{key} has no meaning for kind={show(value.get('kind'))}; "
+                         f"use one of {', '.join(hints)}")  # fmt: skip
+            elif key not in hints:
                 self.bad(self._unknown(str(key), value[key], hints, dot))
         arguments = {
             f.name: self.convert(hints[f.name], value[f.name], dot + f.name)

@@ -85,13 +85,19 @@ class ScheduleConfig:
     """Tokens over which the rate rises linearly from 0 to the peak."""
     decay_tokens: int | None = None
     """wsd: tokens of the final linear fall; null means a tenth of the run."""
-    final_lr_ratio: float = 0.1
-    """Rate at the end of the run as a share of the peak."""
+    final_lr_ratio: float | None = None
+    """Rate at the end of the run as a share of the peak; null means 0.1."""
 
     def __post_init__(self) -> None:
-        """Refuse negative lengths, and a decay that the curve would ignore."""
+        """Refuse negative lengths, and an end that the curve would ignore."""
         problems = below(self, 0, "warmup_tokens") + below(self, 1, "decay_tokens")
-        problems += outside(self, 0, 1, "final_lr_ratio")
+        if self.final_lr_ratio is not None:
+            problems += outside(self, 0, 1, "final_lr_ratio")
+        if self.final_lr_ratio not in (None, 1.0) and self.kind == "constant":
+            problems.append(
+                f"final_lr_ratio={self.final_lr_ratio} has no meaning for kind=constant; "
+                "use another kind or final_lr_ratio=null"
+            )
         if self.decay_tokens is not None and self.kind != "wsd":
             problems.append(
                 f"decay_tokens={self.decay_tokens} has no meaning for kind={self.kind}; "

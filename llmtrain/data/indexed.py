@@ -168,6 +168,8 @@ class IndexedShard:
         ends = pointers + self.sequence_lengths().astype(np.int64) * self.dtype.itemsize
         if pointers[0] != 0 or (ends[:-1] != pointers[1:]).any():
             raise DataError(f"{self.idx_path} leaves gaps between sequences; write the store again")
+        if (np.diff(indices) < 0).any():
+            raise DataError(f"{self.idx_path} has documents out of order; write the store again")
         edges = np.append(pointers, self.bin_bytes)[indices]
         empty = np.flatnonzero(np.diff(edges) <= 0)
         if len(empty):

@@ -26,10 +26,10 @@ import numpy.typing as npt
 from llmtrain.data.assemble import assemble
 from llmtrain.data.batch import StepBatch
 from llmtrain.data.indexed import Int64Array
-from llmtrain.data.mixture import SUPER_BLOCK, ConstantShares, Mixture, shares_of
+from llmtrain.data.mixture import SUPER_BLOCK, ConstantShares, Mixture, num_windows, source_shares
 from llmtrain.data.permutation import NUM_ROUNDS, Permutation, derive_key
 from llmtrain.data.store import TokenStore
-from llmtrain.errors import ConfigError, DataError
+from llmtrain.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -88,15 +88,13 @@ class BatchPlan:
             DataError: a store holds less than one window, or stores are of different tokenizers.
             ConfigError: weights and stores do not name the same sources, or a weight is no share.
         """
-        _check_sources(stores, weights, sequence_length)
         self.source_names = tuple(sorted(stores))
         self.stores = tuple(stores[name] for name in self.source_names)
         self.seed = seed
         self.sequence_length = sequence_length
         self.global_batch_size = global_batch_size
-        self.num_windows = tuple((s.num_tokens - 1) // sequence_length for s in self.stores)
-        given = weights or dict(zip(self.source_names, self.num_windows, strict=True))
-        self.shares = shares_of({name: given[name] for name in self.source_names})
+        self.num_windows = tuple(num_windows(s, sequence_length) for s in self.stores)
+        self.shares = source_shares(stores, weights, sequence_length)
         self.mixture = Mixture(ConstantShares(self.shares))
         self._permutation = lru_cache(maxsize=4 * len(stores))(self._make_permutation)
         self._epochs_logged = [0] * len(stores)
@@ -233,27 +231,3 @@ class Batches:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _check_sources(
-    stores: Mapping[str, TokenStore], weights: Mapping[str, float] | None, sequence_length: int
-) -> None:
-    if not stores:
-        raise ConfigError("data.sources is empty; set data.sources.NAME=stores/NAME")
-    if weights is not None and set(weights) != set(stores):
-        raise ConfigError(
-            f"mixture.weights names {sorted(weights)}, data.sources names {sorted(stores)}; give "
-            "every source a weight (0 turns it off) and no other name"
-        )
-    for name, store in stores.items():
-        if store.num_tokens < sequence_length + 1:
-            raise DataError(
-                f"source {name} holds {store.num_tokens:,} tokens, a window needs "
-                f"{sequence_length + 1:,}; lower training.sequence_length or leave the source out"
-            )
-    hashes = {n: s.manifest.tokenizer_hash for n, s in sorted(stores.items()) if s.manifest}
-    if len(set(hashes.values())) > 1:
-        made = ", ".join(f"{name} with {value[:16]}" for name, value in hashes.items())
-        raise DataError(
-            f"the sources were made with different tokenizers ({made}); tokenize them with one"
-        )

@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llmtrain.data.indexed import Int64Array
-from llmtrain.errors import ConfigError
+from llmtrain.data.store import TokenStore
+from llmtrain.errors import ConfigError, DataError
 
 SUPER_BLOCK = 65_536
 """Windows in a super-block."""
@@ -86,13 +87,61 @@ def shares_of(weights: Mapping[str, float | int | Fraction]) -> tuple[Fraction, 
     shares = tuple(weight / total for weight in exact)
     small = [
         f"mixture.weights.{name} is {float(share):.3g} of the sum, the smallest share is 1/"
-        f"{SUPER_BLOCK:,}; raise it, set it to 0, or merge the source with another"
+        f"{SUPER_BLOCK:,}; raise it, leave the source out, or merge it with another"
         for name, share in zip(weights, shares, strict=True)
         if 0 < share < MIN_SHARE
     ]
     if small:
         raise ConfigError(small)
     return shares
+
+
+def num_windows(store: TokenStore, sequence_length: int) -> int:
+    """Windows of ``sequence_length`` inputs, and the last one's target, in one epoch of a store."""
+    return (store.num_tokens - 1) // sequence_length
+
+
+def source_shares(
+    stores: Mapping[str, TokenStore], weights: Mapping[str, float] | None, sequence_length: int
+) -> tuple[Fraction, ...]:
+    """Return the shares of ``stores`` in order of their names; null weights: by their windows.
+
+    Raises:
+        DataError: a store holds less than one window, or stores are of different tokenizers.
+        ConfigError: weights and stores do not name the same sources, or a weight is no share.
+    """
+    _check_sources(stores, weights, sequence_length)
+    given = weights or {n: num_windows(store, sequence_length) for n, store in stores.items()}
+    return shares_of({name: given[name] for name in sorted(stores)})
+
+
+def _check_sources(
+    stores: Mapping[str, TokenStore], weights: Mapping[str, float] | None, sequence_length: int
+) -> None:
+    if not stores:
+        raise ConfigError("data.sources is empty; set data.sources.NAME=stores/NAME")
+    if weights is not None and set(weights) != set(stores):
+        raise ConfigError(
+            f"mixture.weights names {sorted(weights)}, data.sources names {sorted(stores)}; give "
+            "every source a weight and no other name"
+        )
+    for name, store in stores.items():
+        if store.num_tokens < sequence_length + 1:
+            raise DataError(
+                f"source {name} holds {store.num_tokens:,} tokens, a window needs "
+                f"{sequence_length + 1:,}; lower training.sequence_length or leave the source out"
+            )
+    check_tokenizers(stores)
+
+
+def check_tokenizers(stores: Mapping[str, TokenStore]) -> None:
+    """Raise DataError where stores that name their tokenizer name different ones."""
+    hashes = {n: s.manifest.tokenizer_hash for n, s in sorted(stores.items()) if s.manifest}
+    if len(set(hashes.values())) > 1:
+        made = ", ".join(f"{name} with {value[:16]}" for name, value in hashes.items())
+        raise DataError(
+            f"the stores were made with different tokenizers ({made}); tokenize them with one"
+        )
 
 
 def largest_remainder(targets: Sequence[Fraction]) -> list[int]:

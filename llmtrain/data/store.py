@@ -44,6 +44,7 @@ __all__ = [
 
 MAX_KNOWN_STARTS = 1 << 21
 """Stores with more documents keep no list of their starts (8 bytes each) and bisect the index."""
+_FINGERPRINT_BYTES = 1 << 20
 RAW_SUFFIXES = (".jsonl", ".json", ".gz", ".zst", ".parquet", ".txt", ".warc", ".arrow")
 """Endings of files that hold text, not tokens."""
 
@@ -313,10 +314,13 @@ def _raw_text(path: Path, files: Path) -> DataError:
 
 
 def _foreign_fingerprint(shard: IndexedShard) -> str:
-    """Hash sizes and both ends of the index: what tells two stores apart without reading them."""
-    digest = blake3.blake3(f"{shard.bin_bytes}:{shard.idx_path.stat().st_size}:".encode())
-    with shard.idx_path.open("rb") as file:
-        digest.update(file.read(1 << 20))
-        file.seek(max(0, shard.idx_path.stat().st_size - (1 << 20)))
-        digest.update(file.read())
+    """Hash sizes and both ends of both files: what tells two stores apart without reading them."""
+    digest = blake3.blake3()
+    for path in (shard.idx_path, shard.bin_path):
+        size = path.stat().st_size
+        digest.update(f"{size}:".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_FINGERPRINT_BYTES))
+            file.seek(max(0, size - _FINGERPRINT_BYTES))
+            digest.update(file.read())
     return str(digest.hexdigest())

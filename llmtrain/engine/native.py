@@ -9,25 +9,21 @@ whose loss or gradient norm is not finite or beyond its limits changes nothing.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from llmtrain.data.batch import StepBatch
-from llmtrain.engine.protocol import StepLimits, StepResult
+from llmtrain.engine.protocol import OptimizerFactory, StepLimits, StepResult
 from llmtrain.engine.state import (
     gated_step,
     load_state_dict,
     make_optimizer_state,
     state_dict,
 )
-from llmtrain.model.parameters import ParameterInfo
 from llmtrain.parallel.apply import Stage
-
-OptimizerFactory = Callable[[Sequence[tuple[ParameterInfo, nn.Parameter]]], torch.optim.Optimizer]
-"""Makes the optimizer of the plain tensors a rank holds; it must take ``found_inf`` (fused)."""
 
 
 def no_limits(device: torch.device) -> StepLimits:
@@ -86,8 +82,9 @@ class NativeEngine:
             owned.local.grad = gradient
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        self._divisor = (grad_norm / self._grad_clip_norm).clamp(min=1.0).float()
-        gated_step(self._optimizer, skip=(~applied).float(), divisor=self._divisor)
+        divisor = (grad_norm / self._grad_clip_norm).clamp(min=1.0).float()
+        gated_step(self._optimizer, skip=(~applied).float(), divisor=divisor)
+        self._divisor = torch.where(applied, divisor, 1.0)  # a refused step divides nothing
         self._stage.publish_parameters()
 
     def _sum_over_ranks(

@@ -3,16 +3,24 @@
 Everything returned is a device scalar or a device tensor: an engine never makes the host wait.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from llmtrain.data.batch import StepBatch
+from llmtrain.model.parameters import ParameterInfo
 from llmtrain.parallel.stage import LossFunction
 
-__all__ = ["Engine", "LossFunction", "StepLimits", "StepResult"]
+__all__ = ["Engine", "LossFunction", "OptimizerFactory", "StepLimits", "StepResult"]
+
+OptimizerFactory = Callable[[Sequence[tuple[ParameterInfo, nn.Parameter]]], torch.optim.Optimizer]
+"""Makes the optimizer of the plain tensors a rank holds, given with their rows of the table.
+
+The engine knows the parameters, not the update rule; the optimizer must take ``found_inf`` (fused).
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,9 @@ from llmtrain.train import archive
 from llmtrain.train.checkpoint import load_model_weights
 from llmtrain.train.rundir import RunDirectory
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+"""Type of the weights by ``engine.precision``."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedRun:
@@ -91,8 +94,9 @@ def _model(config: RunConfig, checkpoint: Path, device: torch.device) -> Transfo
             f"{checkpoint} does not hold the model of its config.yaml: "
             f"{' '.join(str(error).split())}; put model.* of config.yaml back"
         ) from error
-    dtype = torch.bfloat16 if config.engine.precision == "bf16" else torch.float32
-    return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    return (
+        model.to(device=device, dtype=DTYPES[config.engine.precision]).eval().requires_grad_(False)
+    )
 
 
 def _device(name: str) -> torch.device:

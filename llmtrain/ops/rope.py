@@ -9,19 +9,23 @@ fp32, or in fp64 where the model is.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from llmtrain.config.model import RopeScalingConfig
+from llmtrain.config.model import (
+    LinearRopeScaling,
+    Llama3RopeScaling,
+    RopeScaling,
+    YarnRopeScaling,
+)
 
 
 def rope_frequencies(
     head_dim: int,
     theta: float,
-    scaling: RopeScalingConfig | None = None,
+    scaling: RopeScaling | None = None,
 ) -> tuple[Tensor, float]:
     """Return the angle per position of each pair of dimensions and the factor on cos and sin.
 
@@ -30,26 +34,27 @@ def rope_frequencies(
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.int64, device="cpu").float() / head_dim
     frequencies = 1.0 / theta**exponents
-    if scaling is None:
-        return frequencies, 1.0
-    return SCALINGS[scaling.kind](frequencies, theta, scaling)
+    match scaling:
+        case None:
+            return frequencies, 1.0
+        case LinearRopeScaling():
+            return frequencies / scaling.factor, 1.0
+        case Llama3RopeScaling():
+            return _llama3(frequencies, scaling), 1.0
+        case YarnRopeScaling():
+            return _yarn(frequencies, theta, scaling)
 
 
-def _linear(frequencies: Tensor, theta: float, scaling: RopeScalingConfig) -> tuple[Tensor, float]:
-    """Position interpolation (arXiv:2306.15595)."""
-    return frequencies / scaling.factor, 1.0
-
-
-def _llama3(frequencies: Tensor, theta: float, scaling: RopeScalingConfig) -> tuple[Tensor, float]:
+def _llama3(frequencies: Tensor, scaling: Llama3RopeScaling) -> Tensor:
     """LLaMA 3.1: long wavelengths are interpolated, short ones kept, a ramp between."""
     length = scaling.original_max_position_embeddings
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     rotations = length / (2 * math.pi / frequencies)
     kept = ((rotations - low) / (high - low)).clamp(0.0, 1.0)
-    return (1 - kept) * frequencies / scaling.factor + kept * frequencies, 1.0
+    return (1 - kept) * frequencies / scaling.factor + kept * frequencies
 
 
-def _yarn(frequencies: Tensor, theta: float, scaling: RopeScalingConfig) -> tuple[Tensor, float]:
+def _yarn(frequencies: Tensor, theta: float, scaling: YarnRopeScaling) -> tuple[Tensor, float]:
     """YaRN (arXiv:2309.00071, section 3.2): a ramp over dimensions, and a factor on the scores."""
     head_dim = 2 * frequencies.numel()
 
@@ -64,14 +69,6 @@ def _yarn(frequencies: Tensor, theta: float, scaling: RopeScalingConfig) -> tupl
     scaled = frequencies / scaling.factor * (1 - kept) + frequencies * kept
     default = 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
     return scaled, default if scaling.attention_factor is None else scaling.attention_factor
-
-
-SCALINGS: dict[str, Callable[[Tensor, float, RopeScalingConfig], tuple[Tensor, float]]] = {
-    "linear": _linear,
-    "llama3": _llama3,
-    "yarn": _yarn,
-}
-"""Frequency scalings by ``RopeScalingConfig.kind``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ global names; what follows sees plain tensors of this rank only.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,6 @@ from llmtrain.parallel.fsdp import (
     sum_over_replicas,
 )
 from llmtrain.parallel.mesh import World
-from llmtrain.parallel.pipeline import Pipeline
 from llmtrain.parallel.precision import MasterWeights
 from llmtrain.parallel.stage import (
     PREFIX,
@@ -39,6 +39,9 @@ from llmtrain.parallel.stage import (
     batch_fields,
     split_layers,
 )
+
+if TYPE_CHECKING:
+    from llmtrain.parallel.pipeline import Pipeline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +75,7 @@ class Stage:
     """Stored parameters of the whole model."""
     owners: tuple[int, ...]
     """Pipeline stage that holds each row of ``table``."""
-    pipeline: Pipeline | None
+    pipeline: "Pipeline | None"
     """Runs the micro-batches where there are several stages."""
     masters: MasterWeights | None
     """The fp32 parameters behind a bf16 module that is not sharded."""
@@ -160,6 +163,8 @@ def build_stage(
     masters = MasterWeights(module) if bf16 and not sharded else None
     pipeline = None
     if parallel.pp > 1:
+        from llmtrain.parallel.pipeline import Pipeline  # its part of torch costs 0.7 s to import
+
         hidden_dtype = torch.bfloat16 if bf16 else master_dtype
         pipeline = Pipeline(module, world, parallel.schedule, model.hidden_size, hidden_dtype)
     table = tuple(info for info in parameter_table(model) if info.tied_to is None)

@@ -100,6 +100,12 @@ class Place:
 @functools.cache
 def _rendezvous_store() -> Store:
     """Connect once per process: where rank 0 hosts the store, a second server would clash."""
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ConfigError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set, but not {' and '.join(missing)}; "
+            "start the ranks with torchrun -m llmtrain ..., or unset WORLD_SIZE for one process"
+        )
     store: Store
     store, _, _ = next(iter(rendezvous("env://", timeout=_RENDEZVOUS_TIMEOUT)))
     return store
@@ -152,12 +158,12 @@ class World:
 
         Raises:
             LayoutError: the axes do not fit the number of processes.
-            ConfigError: engine.device=cuda without a CUDA device.
+            ConfigError: there is no CUDA device for engine.device=cuda, or not one for each rank.
         """
         self.place = place or Place.from_environment()
         self.rank, self.world_size = self.place.rank, self.place.world_size
         self.axes = resolve_axes(parallel, self.world_size)
-        self.device = _choose_device(engine.device, self.place.local_rank)
+        self.device = _choose_device(engine.device, self.place)
         self.mesh: DeviceMesh | None = None
         self._engine = engine
         self._groups: dict[str, dist.ProcessGroup] = {}
@@ -293,14 +299,20 @@ class World:
         self.agree(False)
 
 
-def _choose_device(name: str, local_rank: int) -> torch.device:
+def _choose_device(name: str, place: Place) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "engine.device=cuda, but torch sees no CUDA device; use engine.device=cpu or auto"
         )
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", local_rank)
+    found = torch.cuda.device_count()
+    if found < place.local_world_size:
+        raise ConfigError(
+            f"{place.local_world_size} ranks on this machine need a GPU each, found {found}; start "
+            f"at most {found} ranks here or use engine.device=cpu"
+        )
+    return torch.device("cuda", place.local_rank)
 
 
 def _prepare_process(device: torch.device, place: Place, deterministic: bool) -> None:

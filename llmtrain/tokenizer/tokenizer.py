@@ -37,6 +37,21 @@ NUM_SPECIAL_AND_BYTES = 3 + 256
 """Ids every trained vocabulary begins with: <unk>, <s>, </s> and the 256 byte pieces."""
 TRAINING_THREADS = 4
 """Fixed, because unigram training depends on it."""
+LOSSLESS: dict[str, Any] = {
+    "normalization_rule_name": "identity",
+    "remove_extra_whitespaces": False,
+    "add_dummy_prefix": False,
+    "byte_fallback": True,
+    "split_digits": True,
+    "allow_whitespace_only_pieces": True,
+    "max_sentence_length": 1 << 30,
+    "num_threads": TRAINING_THREADS,
+    "unk_id": UNK_ID,
+    "bos_id": BOS_ID,
+    "eos_id": EOS_ID,
+    "pad_id": -1,
+}
+"""Settings of the trainer that every tokenizer made here has."""
 LINE_BREAKS = re.compile("[\n\t\0\u2581\u2585]+")
 """What is cut out of training text: newlines (see above) and what the trainer reserves."""
 
@@ -144,7 +159,8 @@ class JsonTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.hash = str(blake3.blake3(raw).hexdigest())
-        self.vocab_size = int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+        ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        self.vocab_size = 1 + max(ids)  # ids may leave gaps
         self.eos_id = self._find_eos(path)
 
     def encode(self, text: str) -> list[int]:
@@ -229,23 +245,10 @@ def train_sentencepiece(
             f"vocab_size={vocab_size} leaves no room beside {NUM_SPECIAL_AND_BYTES} special and "
             "byte pieces; use 512 or more"
         )
-    settings: dict[str, Any] = {
-        "model_type": kind,
-        "vocab_size": vocab_size,
+    settings = {
+        **LOSSLESS, "model_type": kind, "vocab_size": vocab_size,
         "character_coverage": character_coverage,
-        "normalization_rule_name": "identity",
-        "remove_extra_whitespaces": False,
-        "add_dummy_prefix": False,
-        "byte_fallback": True,
-        "split_digits": True,
-        "allow_whitespace_only_pieces": True,
-        "max_sentence_length": 1 << 30,
-        "num_threads": TRAINING_THREADS,
-        "unk_id": UNK_ID,
-        "bos_id": BOS_ID,
-        "eos_id": EOS_ID,
-        "pad_id": -1,
-    }
+    }  # fmt: skip
     model, sample = io.BytesIO(), _Sample(texts, max_sample_bytes)
     try:
         sentencepiece.SentencePieceTrainer.Train(

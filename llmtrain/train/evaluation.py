@@ -48,6 +48,7 @@ class Evaluation:
         """Evaluate where it is due."""
         if progress.step % self._every_steps and not progress.finished:
             return
+        result.applied.item()  # the training steps before are not evaluation time
         started = time.perf_counter()
         fields = self.run()
         if self._report is not None:

@@ -13,14 +13,12 @@ import torch
 from torch import nn
 
 from llmtrain.config.training import OptimizerConfig
+from llmtrain.engine.protocol import OptimizerFactory
 from llmtrain.errors import ConfigError
 from llmtrain.model.parameters import ParameterInfo
 
 NamedParameters = Sequence[tuple[ParameterInfo, nn.Parameter]]
 """Rows of the parameter table with the (possibly sharded) parameters they stand for."""
-
-OptimizerFactory = Callable[[NamedParameters], torch.optim.Optimizer]
-"""What an engine is given: it knows the parameters of this rank, not the update rule."""
 
 
 def adamw(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

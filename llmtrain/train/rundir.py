@@ -5,15 +5,21 @@ run.record(name="demo", wandb_id="3f9c21aa")   # kept when run.json is already t
 run.write_status(ExitReason.DONE, step=100)
 """
 
+import fcntl
 import json
+import logging
 import os
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from llmtrain.errors import CheckpointError
+from llmtrain.errors import CheckpointError, ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 class ExitReason(Enum):
@@ -42,10 +48,6 @@ class ExitReason(Enum):
         known = {"done": 0, "stop_at_step": 0, "refused": 2, "preempted": 3}
         return known.get(self.value, 1)
 
-    def exit_status(self, under_launcher: bool) -> int:
-        """Exit status of this process: a launcher would restart on 3, so it gets 0 instead."""
-        return 0 if under_launcher and self is ExitReason.PREEMPTED else self.code
-
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
@@ -68,6 +70,11 @@ class RunDirectory:
     def status_json(self) -> Path:
         """How the last process of the run ended: code, reason, step."""
         return self.path / "status.json"
+
+    @property
+    def lock_file(self) -> Path:
+        """Locked while a process writes to the run; names that process."""
+        return self.path / ".lock"
 
     @property
     def metrics_jsonl(self) -> Path:
@@ -98,6 +105,39 @@ class RunDirectory:
     def read_record(self) -> dict[str, Any]:
         """Read ``run.json``; empty where there is none yet."""
         return read_json(self.run_json) if self.run_json.exists() else {}
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from this run; the kernel lets go however this one ends.
+
+        Raises:
+            ConfigError: another process holds the run.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self.lock_file.open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise ConfigError(
+                    f"the run {self.path} is in use by {file.read().strip() or 'another process'}; "
+                    "wait for it or stop it, or start another run with name=NEW"
+                ) from error
+            except OSError as error:
+                logger.warning("%s cannot be locked (%s); start no second process on this run",
+                               self.lock_file, error.strerror)  # fmt: skip
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            yield
+
+    def done_at(self) -> int | None:
+        """Step at which the last process of the run did its last step; None where it did not."""
+        try:
+            status = read_json(self.status_json)
+        except (OSError, CheckpointError):
+            return None
+        return status.get("step") if status.get("reason") == ExitReason.DONE.value else None
 
     def clear_status(self) -> None:
         """Forget how the process before ended; called by one rank at the start."""

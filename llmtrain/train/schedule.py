@@ -15,6 +15,9 @@ from llmtrain.config.training import OptimizerConfig, ScheduleConfig
 Schedule = Callable[[int], float]
 """Tokens seen at the end of a step -> learning rate of that step."""
 
+FLOOR = 0.1
+"""Rate at the end as a share of the peak, where ``schedule.final_lr_ratio`` names none."""
+
 Curve = Callable[[float], float]
 """Share of the fall that is done, in [0, 1] -> share of the height that is left, from 1 to 0."""
 
@@ -37,7 +40,7 @@ def learning_rate(
     curve = CURVES[schedule.kind]
     fall_start = _fall_start(schedule, num_tokens)
     fall_length = num_tokens - fall_start
-    floor = schedule.final_lr_ratio
+    floor = FLOOR if schedule.final_lr_ratio is None else schedule.final_lr_ratio
 
     def at(tokens: int) -> float:
         if tokens < schedule.warmup_tokens:

@@ -24,6 +24,7 @@ from tests.end_to_end.commands import (
 PP2 = ("parallel.pp=2",)
 DP2 = ("parallel.dp_shard=2",)
 DP2_PP2 = ("parallel.pp=2", "parallel.dp_shard=2")
+LONG = ("training.num_tokens=100_000_000", "checkpoint.every_steps=10_000")
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
@@ -101,6 +102,27 @@ def test_a_straight_run_is_done(straight: Path) -> None:
     assert losses(straight)[40] < losses(straight)[1]
 
 
+def test_the_same_command_on_a_run_that_is_done_does_nothing(
+    place: Workplace, straight: Path
+) -> None:
+    def times() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in straight.rglob("*")}
+
+    before = times()
+    output = place.finish("straight", *PP2, ranks=2)
+    assert output.count("is done, all 40 steps of it: nothing to do") == 1
+    assert times() == before
+
+
+def test_two_processes_on_one_run_are_one_too_many(place: Workplace) -> None:
+    first, run = place.train("busy", *LONG), place.run("busy")
+    first.until(lambda: len(steps(run)) >= 1)
+    output = place.finish("busy", *LONG, code=2)
+    assert_one_sentence(output, f"busy is in use by process {first.process.pid} on ")
+    first.process.send_signal(signal.SIGTERM)
+    assert first.wait() == 3, first.output
+
+
 def test_killed_with_all_ranks_and_resumed_is_bitwise_the_same(
     place: Workplace, straight: Path, killed: Path
 ) -> None:
@@ -140,16 +162,12 @@ def test_a_preempted_launch_saves_and_the_same_command_goes_on(
 
 
 def test_a_rank_that_dies_takes_the_run_down_without_a_save(place: Workplace) -> None:
-    words = (*PP2, "training.num_tokens=100_000_000", "checkpoint.every_steps=10_000")
-    command, run = place.train("orphan", *words, ranks=2), place.run("orphan")
+    command, run = place.train("orphan", *PP2, *LONG, ranks=2), place.run("orphan")
     command.until(lambda: len(steps(run)) >= 3 and len(command.ranks) == 2)
     os.kill(command.ranks[1], signal.SIGKILL)
     assert command.wait() != 0
     assert saved_steps(run) == []
     assert status(run)["code"] == 1
-
-
-LONG = ("training.num_tokens=100_000_000", "checkpoint.every_steps=10_000")
 
 
 def test_alone_sigterm_saves_with_status_3_and_the_same_command_goes_on(place: Workplace) -> None:

@@ -9,20 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.dedup import without_duplicates, without_lines
 from data_pipeline.document import Document, Run, compose, identity
 from data_pipeline.filters.c4 import (
     C4_VARIANTS,
     BadWords,
-    C4Length,
     C4Lines,
     C4Options,
     LineEdit,
     clean_lines,
-    deduplicated,
     enough_sentences,
-    keep_lines,
     line_key,
-    line_keys,
     read_bad_words,
 )
 from data_pipeline.sentences import SENTENCES
@@ -234,11 +231,6 @@ def test_variants_differ_where_their_tools_do() -> None:
     assert cleaned(unmarked, C4_VARIANTS["fineweb"]) == unmarked
 
 
-def test_text_over_190000_characters_is_dropped() -> None:
-    assert C4Length()(document("x" * 190_000)) == Kept(document("x" * 190_000))
-    assert C4Length()(document("x" * 190_001)) == Dropped("c4.long_page")
-
-
 def test_the_step_composes_the_edit_map() -> None:
     extracted = f"Menu\n{GOOD}\n[3]{GOOD}\nfoot\n{GOOD} "
     shown = document(extracted[5:])
@@ -253,24 +245,31 @@ def test_the_step_composes_the_edit_map() -> None:
 
 def test_line_keys_ignore_case_and_margins() -> None:
     assert line_key("  A Line. ") == hashlib.md5(b"a line.").digest()
-    assert line_keys("One\ntwo\u2028three") == [line_key("one"), line_key("two\u2028three")]
+    assert line_key("A\u2028line") == hashlib.md5("a\u2028line".encode()).digest()
 
 
-def test_line_deduplication_keeps_the_first_occurrence_of_chosen_lines() -> None:
-    text = "Mine is here.\nYours is gone.\nmine IS here. \nAlso mine stays."
-    edit = keep_lines(text, {line_key("Mine is here."), line_key("Also mine stays.")})
-    check(edit, text)
-    assert edit.text == "Mine is here.\nAlso mine stays."
-    assert edit.deleted == {"c4.duplicate_line": len(text) - len(edit.text)}
+def test_lines_that_lost_go_and_the_others_stand_as_they_were() -> None:
+    page = document("Mine is here.\nYours is gone.\nmine IS here. \nAlso mine stays. So this.")
+    verdict = without_duplicates(page, {1, 2}, C4)
+    assert isinstance(verdict, Kept)
+    text = verdict.document.text
+    assert text == "Mine is here.\nAlso mine stays. So this."
+    assert verdict.deleted == {"line_dedup.duplicate": len(page.text) - len(text)}
 
 
 def test_pages_without_lines_or_sentences_go_after_line_deduplication() -> None:
     page = document("One is here.\nTwo is here.\nThree is here.")
-    kept = deduplicated(page, lambda key: True, C4)
-    assert isinstance(kept, Kept)
-    assert kept.document == page
-    assert deduplicated(page, set(), C4) == Dropped("c4.no_line_left")
-    assert deduplicated(page, {line_key("One is here.")}, C4) == Dropped("c4.few_sentences")
+    assert without_duplicates(page, set(), C4) == Kept(page)
+    assert without_duplicates(page, {0, 1, 2}, C4) == Dropped("line_dedup.empty")
+    assert without_duplicates(page, {1}, C4) == Dropped("line_dedup.few_sentences")
+
+
+def test_sentences_of_pages_that_lost_no_line_are_counted_again() -> None:
+    """C4 counts by line first and over the text after line deduplication, of every page."""
+    line = 'He said it was "a very good day"'
+    text = "\n".join([line] * 3)
+    assert cleaned(text, C4) == text
+    assert without_duplicates(document(text), set(), C4) == Dropped("line_dedup.few_sentences")
 
 
 def test_sentences_of_a_whole_text_may_join_over_lines() -> None:
@@ -280,7 +279,6 @@ def test_sentences_of_a_whole_text_may_join_over_lines() -> None:
 
 
 @pytest.mark.parametrize("counter", list(SENTENCES))
-@settings(deadline=None)
 @given(text=st.text(alphabet="aB.!? \"')(\n1", max_size=60), limit=st.integers(1, 4))
 def test_counting_up_to_a_limit_agrees_with_counting_all(
     counter: str, text: str, limit: int
@@ -316,7 +314,7 @@ LINES = st.lists(
 BREAKS = st.sampled_from(["\n", "\r\n", "\r", "\v", "\u2028", "\x1c"])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     lines=LINES,
     breaks=st.lists(BREAKS, min_size=8, max_size=8),
@@ -325,20 +323,18 @@ BREAKS = st.sampled_from(["\n", "\r\n", "\r", "\v", "\u2028", "\x1c"])
 def test_runs_hold_for_any_text(lines: list[str], breaks: list[str], variant: str) -> None:
     text = "".join(line + end for line, end in zip(lines, breaks, strict=False))
     once = cleaned(text, C4_VARIANTS[variant])
-    keys = set(line_keys(text)[::2])
-    check(keep_lines(text, keys), text)
     if once is not None and "[" not in text:
         assert cleaned(once, C4_VARIANTS[variant]) == once
 
 
-@settings(deadline=None)
-@given(text=st.text(max_size=80))
-def test_line_deduplication_is_idempotent(text: str) -> None:
-    once = keep_lines(text, lambda key: True)
-    check(once, text)
-    again = keep_lines(once.text, lambda key: True)
-    assert again.text == once.text
-    assert compose(again.runs, once.runs) == tuple(once.runs)
+@given(text=st.text(alphabet="ab. \n", max_size=40), gone=st.sets(st.integers(0, 40)))
+def test_text_without_lines_is_made_of_runs(text: str, gone: set[int]) -> None:
+    after, runs = without_lines(text, gone)
+    kept = [line for number, line in enumerate(text.split("\n")) if number not in gone]
+    assert after == "\n".join(kept)
+    assert compose(runs, identity(text)) == tuple(runs)
+    deleted = {"gone": len(text) - len(after)} if after != text else {}
+    check(LineEdit(after, runs, deleted), text)
 
 
 def test_python_splits_lines_where_the_rules_assume() -> None:

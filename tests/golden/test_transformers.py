@@ -8,7 +8,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from llmtrain.config.model import ModelConfig, RopeScalingConfig
+from llmtrain.config.model import ModelConfig
+from llmtrain.config.strict import build
 from llmtrain.eval.generate import Sampling, generate
 from llmtrain.model.transformer import Transformer
 
@@ -72,12 +73,8 @@ def ours(family: str, weights: Mapping[str, Tensor]) -> Transformer:
     if fields.get("attention_bias") and kind == "Llama":
         fields["attention_output_bias"] = True
     if scaling is not None:
-        original = {"original_max_position_embeddings": SIZES["max_position_embeddings"]}
-        fields["rope_scaling"] = RopeScalingConfig(
-            kind=scaling[0],  # type: ignore[arg-type]
-            **{**original, **scaling[1]},
-        )
-    model = Transformer(ModelConfig(**fields, qk_norm=kind == "Qwen3"))
+        fields["rope_scaling"] = {"kind": scaling[0], **scaling[1]}
+    model = Transformer(build(ModelConfig, {**fields, "qk_norm": kind == "Qwen3"}, "model"))
     names = set(model.state_dict())
     model.load_state_dict(
         {name: tensor for name, tensor in weights.items() if name in names or not tied(model)}

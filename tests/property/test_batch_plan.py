@@ -26,7 +26,7 @@ def numbered_store(directory: Path, lengths: list[int], num_shards: int) -> Toke
     return write_store(directory, documents, num_shards)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     lengths=SOURCE,
     num_shards=st.integers(1, 4),
@@ -59,7 +59,7 @@ def test_an_epoch_reads_every_token_once(
         assert EOS_ID in wanted or used < min(lengths)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     weights=st.lists(st.floats(0.001, 10), min_size=1, max_size=8),
     start=st.integers(0, 2**40),
@@ -78,7 +78,7 @@ def test_shares_hold_at_every_window(weights: list[float], start: int) -> None:
         assert np.array_equal(ordinals[chosen], before[i] + np.arange(chosen.sum()))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     sizes=st.tuples(SOURCE, SOURCE),
     layout=st.sampled_from([(1, 2), (1, 12), (2, 3), (3, 4), (4, 1), (6, 2), (12, 1)]),
@@ -114,7 +114,6 @@ def test_every_layout_reads_the_same_global_batch(
             assert torch.equal(joined, getattr(whole, name)), name
 
 
-@settings(deadline=None)
 @given(n=st.integers(1, 2**61), key=st.integers(), values=st.lists(st.integers(0, 2**61)))
 def test_permutation_inverse(n: int, key: int, values: list[int]) -> None:
     permutation = Permutation(n, derive_key(key))

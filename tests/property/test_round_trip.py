@@ -21,7 +21,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return train_sentencepiece(texts, tmp_path_factory.mktemp("tokenizer"), vocab_size=300)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(text=st.text(CHARACTERS))
 def test_decode_of_encode_is_the_text(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -42,7 +42,6 @@ def edited_texts(draw: st.DrawFn) -> tuple[str, str, tuple[tuple[int, int, int],
     return extracted, final, tuple(runs)
 
 
-@settings(deadline=None)
 @given(texts=edited_texts(), data=st.data())
 def test_edit_map_leads_back(
     texts: tuple[str, str, tuple[tuple[int, int, int], ...]], data: st.DataObject

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from llmtrain import cli
-from llmtrain.cli import COMMANDS, main, parse
+from llmtrain.cli import COMMANDS, main
+from llmtrain.config.arguments import MULTIRUN, OPTIONS, parse
 from llmtrain.errors import ConfigError
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.getcwd()}
@@ -28,24 +29,13 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_options_stand_anywhere_and_launchers_may_add_theirs() -> None:
-    found = parse(
-        [
-            "--local_rank=1",
-            "train",
-            "a=1",
-            "--config-dir",
-            "x",
-            "-cd=y",
-            "--cfg",
-            "job",
-            "-m",
-            "b=2",
-        ]
-    )
+    words = ["--local_rank=1", "train", "a=1", "--config-dir", "x", "-cd=y"]
+    words += ["--cfg", "job", "-m", "b=2"]
+    found = parse(words, COMMANDS, (*OPTIONS, MULTIRUN))
     assert (found.command, found.overrides) == ("train", ["a=1", "b=2"])
     assert found.config_dirs == [Path("x"), Path("y")]
     assert (found.show, found.multirun, found.help) == (True, True, False)
-    assert parse(["--local-rank=0", "parity"]).command == "parity"
+    assert parse(["--local-rank=0", "parity"], COMMANDS, (*OPTIONS, MULTIRUN)).command == "parity"
 
 
 @pytest.mark.parametrize(
@@ -62,7 +52,7 @@ def test_a_command_line_that_cannot_be_read_is_one_sentence(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse(words)
+        parse(words, COMMANDS, (*OPTIONS, MULTIRUN))
     assert str(caught.value) == message
     assert main(words) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
@@ -153,6 +143,35 @@ def test_multirun_runs_every_combination_and_returns_the_worst_status(
     assert all(c.name.startswith("sweep-") for c in seen)
     assert Path.cwd() == tmp_path
     assert [p.name for p in tmp_path.iterdir()] == ["multirun"]
+
+
+def test_a_job_that_is_asked_to_stop_stops_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def entry(target: str, *values: object) -> object:
+        if target.endswith("prepare"):
+            return values[0]
+        seen.append(values[0])
+        return cli.STOPPED
+
+    monkeypatch.setattr(cli, "_call", entry)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "-m", "experiment=demo", "optimizer.lr=1e-3,1e-4"])
+    assert ended.value.code == cli.STOPPED
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize(("launched", "status"), [(False, cli.STOPPED), (True, 0)])
+def test_a_launcher_is_not_told_to_restart_what_was_asked_to_stop(
+    launched: bool, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it started one process alone."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value) if launched else monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(
+        cli, "_call", lambda target, *v: v[0] if target.endswith("prepare") else cli.STOPPED
+    )
+    assert main(["train", "experiment=demo"]) == status
 
 
 def test_what_runs_in_one_process_refuses_a_launcher(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,10 @@
 """What is settled before a run starts: name, paths, stores, tokenizer, the run that is there."""
 
 import logging
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,8 @@ from llmtrain.data.store import ShardWriter, write_manifest
 from llmtrain.errors import ConfigError
 from llmtrain.prepare import prepare, resolve
 from llmtrain.tokenizer.tokenizer import Tokenizer, train_sentencepiece
+from llmtrain.train import archive
+from llmtrain.train.rundir import ExitReason, RunDirectory
 
 Make = Callable[..., RunConfig]
 
@@ -51,9 +56,14 @@ def make(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     logs.close()
 
 
-def problems(config: RunConfig, world_size: int = 1) -> list[str]:
+def prepared(config: RunConfig) -> RunConfig | None:
+    with ExitStack() as held:
+        return prepare(config, 1, held)
+
+
+def problems(config: RunConfig) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        prepare(config, world_size)
+        prepared(config)
     return caught.value.problems
 
 
@@ -73,10 +83,11 @@ def test_paths_are_absolute_wherever_the_command_ran(make: Make, tmp_path: Path)
 
 
 def test_a_good_configuration_leaves_run_json_and_a_log(make: Make, tmp_path: Path) -> None:
-    config = prepare(make("name=mine"), 1)
+    config = prepared(make("name=mine"))
+    assert config is not None
     assert config.name == "mine"
     names = sorted(p.name for p in (tmp_path / "runs" / "mine").iterdir())
-    assert names == ["logs", "run.json"]
+    assert names == [".lock", "logs", "run.json"]
 
 
 def test_everything_wrong_is_said_at_once_and_nothing_is_written(
@@ -113,7 +124,7 @@ def test_going_on_with_other_settings(
     assert "training.seed: 0 -> 1 cannot change in the run" in fatal
     assert "name=NEW" in fatal
     with caplog.at_level(logging.INFO, logger="llmtrain"):
-        prepare(make("name=mine", "optimizer.lr=1e-4"), 1)
+        prepared(make("name=mine", "optimizer.lr=1e-4"))
     assert "goes on with optimizer.lr: 0.003 -> 0.0001" in caplog.text
 
 
@@ -121,4 +132,110 @@ def test_a_run_that_saved_nothing_may_still_change(make: Make, tmp_path: Path) -
     run = tmp_path / "runs" / "mine"
     run.mkdir(parents=True)
     write_yaml(resolve(make("name=mine")), run / "config.yaml")
-    assert prepare(make("name=mine", "training.seed=1"), 1).training.seed == 1
+    config = prepared(make("name=mine", "training.seed=1"))
+    assert config is not None
+    assert config.training.seed == 1
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from llmtrain.train.rundir import RunDirectory
+
+with RunDirectory(Path(sys.argv[1])).locked():
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_process_is_kept_off_a_run_until_the_first_is_gone(
+    make: Make, tmp_path: Path
+) -> None:
+    run = tmp_path / "runs" / "mine"
+    first = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"locked\n"
+        (refused,) = problems(make("name=mine"))
+        assert f"runs/mine is in use by process {first.pid} on " in refused
+        assert "name=NEW" in refused
+        assert [p.name for p in run.iterdir()] == [".lock"]
+        first.kill()
+    assert prepared(make("name=mine")) is not None
+
+
+def ended_at(run: RunDirectory, step: int, reason: ExitReason = ExitReason.DONE) -> Path:
+    """A run that wrote a checkpoint of ``step`` and ended there; gives a file of it."""
+    aside = archive.fresh_aside(run.checkpoints, step)
+    (aside / "data").write_bytes(b"tensors")
+    archive.commit(aside, {"step": step}, archive.digests(aside, ["data"]))
+    run.write_status(reason, step)
+    return run.checkpoints / archive.folder_name(step) / "data"
+
+
+def test_a_run_that_is_done_ends_here_in_one_line(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, config = RunDirectory(tmp_path / "runs" / "mine"), make("name=mine")
+    data = ended_at(run, config.training.num_steps)
+    before = sorted(tmp_path.rglob("*"))
+    with caplog.at_level(logging.INFO, logger="llmtrain"):
+        assert prepared(config) is None
+    assert [r.getMessage() for r in caplog.records] == [
+        f"the run runs/mine is done, all {config.training.num_steps} steps of it: nothing to do; "
+        "a larger training.num_tokens goes on with it"
+    ]
+    assert sorted(tmp_path.rglob("*")) == before
+
+    assert prepared(make("name=mine", "training.num_tokens=2e6")) is not None
+    assert prepared(make("name=mine", "training.stop_at_step=3")) is not None
+    data.write_bytes(b"tensorz")
+    assert prepared(config) is not None, "a damaged checkpoint is for the restore to speak of"
+
+
+@pytest.mark.parametrize(
+    ("step", "reason"), [(0, ExitReason.FAILED), (-1, ExitReason.DONE), (0, ExitReason.PREEMPTED)]
+)
+def test_a_run_that_ended_otherwise_goes_on(
+    make: Make, tmp_path: Path, step: int, reason: ExitReason
+) -> None:
+    config = make("name=mine")
+    run = RunDirectory(tmp_path / "runs" / "mine")
+    ended_at(run, config.training.num_steps + step, reason)
+    assert prepared(config) is not None
+
+
+def test_a_damaged_config_of_the_run_is_named(make: Make, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "runs" / "mine")
+    ended_at(run, 3)
+    run.config_yaml.write_text("model: {")
+    (refused,) = problems(make("name=mine"))
+    assert refused.startswith("runs/mine/config.yaml: not YAML")
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (refused,) = problems(make("runs_dir=file"))
+    assert refused.startswith("the run folder file/")
+    assert "use another runs_dir" in refused
+
+
+def test_stores_that_cannot_be_mixed_are_refused_here(make: Make, made: Path) -> None:
+    other = f"data.validation.a={made / 'other'}"
+    (refused,) = problems(make("tokenizer.path=null", other))
+    assert "made with different tokenizers (data.sources.a with " in refused
+    (refused,) = problems(make("model.max_position_embeddings=8192",
+                               "training.sequence_length=8192",
+                               "training.global_batch_tokens=8192"))  # fmt: skip
+    assert "source a holds " in refused
+    (refused,) = problems(
+        make(f"data.sources.b={made / 'good'}", "mixture.weights={a: 1, b: 1e-6}")
+    )
+    assert "mixture.weights.b is 1e-06 of the sum" in refused
+
+
+def test_an_evaluation_of_nothing_is_said(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    prepared(make("name=mine"))
+    assert "evaluation.every_steps=100 evaluates nothing" in caplog.text

@@ -45,8 +45,7 @@ def test_keys_the_yaml_does_not_spell_out_can_be_set_without_a_plus() -> None:
         "mixture.weights.mine=1",
         "engine.deterministic=true",
         "model.rope_scaling.kind=linear",
-        "model.rope_scaling.factor=2",
-        "+model.rope_scaling.original_max_position_embeddings=256",
+        "+model.rope_scaling.factor=2",
     )
     assert config.data.sources == {"mine": "stores/mine"}
     assert config.mixture.weights == {"mine": 1.0}
@@ -62,11 +61,45 @@ def test_keys_the_yaml_does_not_spell_out_can_be_set_without_a_plus() -> None:
         ("model.hiden_size=3", "unknown key model.hiden_size; did you mean model.hidden_size?"),
         ("experiment=dmeo", "experiment=dmeo is not an option of experiment; did you mean demo?"),
         ("parallel=pp3", "parallel=pp3 is not an option of parallel; did you mean pp2?"),
-        ("optimizer.lr=0", "optimizer.lr=0.0 must be above 0 and finite"),
     ],
 )
 def test_a_typo_names_the_nearest_match(override: str, message: str) -> None:
     assert problems(override) == [message]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.lr=0", "optimizer.lr=0.0 must be above 0 and finite"),
+        ("model.head_dim=0", "model.head_dim=0 must be at least 1"),
+        ("model.sliding_window=0", "model.sliding_window=0 must be at least 1"),
+        ("model.rope_theta=-1", "model.rope_theta=-1.0 must be above 0 and finite"),
+        (
+            "model.rope_scaling={kind: linear, factor: 2, beta_fast: 3}",
+            "model.rope_scaling.beta_fast has no meaning for kind=linear; use one of kind, factor",
+        ),
+        (
+            "model.rope_scaling={kind: yarn, factor: 2, original_max_position_embeddings: 9, "
+            "beta_slow: 64}",
+            "model.rope_scaling.beta_slow=64.0 must be below beta_fast=32.0",
+        ),
+        (
+            "model.rope_scaling={kind: llama3, factor: 2, original_max_position_embeddings: 9, "
+            "low_freq_factor: 4}",
+            "model.rope_scaling.low_freq_factor=4.0 must be below high_freq_factor=4.0",
+        ),
+    ],
+)
+def test_a_value_that_means_nothing_is_refused(override: str, message: str) -> None:
+    assert problems(override) == [message]
+
+
+def test_an_end_that_a_constant_rate_has_not_is_refused() -> None:
+    assert train("schedule.kind=constant").schedule.final_lr_ratio is None
+    assert problems("schedule.kind=constant", "schedule.final_lr_ratio=0.5") == [
+        "schedule.final_lr_ratio=0.5 has no meaning for kind=constant; use another kind or "
+        "final_lr_ratio=null"
+    ]
 
 
 def test_an_override_that_cannot_be_read_says_how_to_write_it() -> None:

@@ -20,7 +20,7 @@ def test_a_change_is_fatal_or_allowed_by_the_mark_of_its_field() -> None:
         before,
         demo(
             "training.seed=1", "optimizer.lr=1e-4", "parallel=fsdp", "model.num_hidden_layers=2",
-            "model.rope_scaling={kind: linear, factor: 2, original_max_position_embeddings: 256}",
+            "model.rope_scaling={kind: linear, factor: 2}",
             "name=other", "mixture.weights={a: 1, b: 2}",
         ),
     )  # fmt: skip

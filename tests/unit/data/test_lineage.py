@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from llmtrain.data import lineage
 from llmtrain.data.lineage import (
-    ROWS_PER_GROUP,
     DocumentRecord,
     RecordWriter,
     decode_edits,
@@ -69,16 +69,19 @@ def test_edits_survive_their_encoding(edits: tuple[tuple[int, int, int], ...]) -
     assert decode_edits(encode_edits(edits)) == edits
 
 
-def test_records_survive_the_file_over_row_groups(tmp_path: Path) -> None:
+def test_records_survive_the_file_over_row_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lineage, "ROWS_PER_GROUP", 4)
     path = tmp_path / "part-00000.docs.parquet"
-    records = [replace(record(0), num_tokens=i + 1) for i in range(ROWS_PER_GROUP + 3)]
+    records = [replace(record(0), num_tokens=i + 1) for i in range(7)]
     writer = RecordWriter(path)
     for one in records:
         writer.add(one, one.num_tokens)
     writer.close()
     assert read_records(path) == records
     assert next(iterate_records(path)) == records[0]
-    assert read_record(path, ROWS_PER_GROUP + 1) == records[ROWS_PER_GROUP + 1]
+    assert [read_record(path, i) for i in range(7)] == records
     assert read_counts(path).sum() == sum(one.num_tokens for one in records)
     with pytest.raises(DataError, match="is outside"):
         read_record(path, len(records))

@@ -199,7 +199,10 @@ def test_a_pair_without_a_manifest_opens_by_prefix_and_by_folder(
     assert len({one.fingerprint for one in opened}) == 1
     assert verify(foreign).manifest is None
     path = foreign / "text_document.bin"
-    path.write_bytes(path.read_bytes()[:-2])
+    content = path.read_bytes()
+    path.write_bytes(content[:-2] + bytes([content[-2] ^ 1, content[-1]]))
+    assert TokenStore.open(foreign).fingerprint != opened[0].fingerprint
+    path.write_bytes(content[:-2])
     with pytest.raises(DataError, match=r"text_document.bin holds .* bytes, its index says"):
         TokenStore.open(foreign)
 

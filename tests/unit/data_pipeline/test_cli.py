@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.cli import COMMANDS, main
-from llmtrain.data.store import TokenStore
+from data_pipeline.split import held_out_by_cluster
+from llmtrain.data.store import TokenStore, verify
+from llmtrain.errors import DataError
 from llmtrain.tokenizer.tokenizer import load as load_tokenizer
 from tests.crawl import sentence, write_warc
 
@@ -57,26 +60,64 @@ def test_help_imports_nothing_heavy() -> None:
         (["run", "pipeline=demo", "out={out}", "num_workers=0"], "num_workers=0"),
         (["run", "pipeline=demo", "out={out}", "pipeline.stages=[url,url]"], "url twice"),
         (["run", "pipeline=demo", "out={out}", "pipeline.minhash.preset=x"], "preset"),
+        (["run", "pipeline=demo", "out={out}", "pipeline.store.part_bytes=0"], "part_bytes=0"),
+        (
+            ["run", "pipeline=c4", "out={out}", "pipeline.split.validation_share=0.0004"],
+            "use 0.001",
+        ),
+        (["run", "input.s={text}", "out={text}/x"], "a file stands where a folder has to be"),
+        (["run", "input.s={text}", "out={out}", "pipeline.tokenizer.path=absent"], "no tokenizer"),
+        (
+            ["run", "input.s={text}", "out={out}", "pipeline.bad_words.path=absent"],
+            "the list of bad words absent cannot be read",
+        ),
+        (
+            ["run", "input.s={empty}", "out={out}"],
+            "no document is left after 00-extract: 0",
+        ),
         (["verify", "store=absent"], "absent does not exist"),
+        (["tokenizer", "input={text}", "out={text}"], "a file stands where a folder has to be"),
+        (["tokenize", "input={text}", "tokenizer=absent", "out={out}"], "holds no tokenizer"),
         (["tokenize", "input=absent.jsonl", "tokenizer=t", "out={out}"], "matches no file"),
     ],
 )
 def test_wrong_input_is_one_message_and_status_2(
     words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([word.format(out=tmp_path / "out") for word in words]) == 2
+    paths = {name: str(tmp_path / f"{name}.jsonl") for name in ("text", "empty")}
+    Path(paths["text"]).write_text('{"text": "Hello."}\n')
+    Path(paths["empty"]).write_text("")
+    assert main([word.format(out=tmp_path / "out", **paths) for word in words]) == 2
     shown = capsys.readouterr().err
     assert message in shown
     assert "Traceback" not in shown
 
 
-def test_clean_text_becomes_a_store(
-    texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tokenizer, out = tmp_path / "tokenizer", tmp_path / "stores" / "mine"
-    assert (
-        main(["tokenizer", f"input={texts}/*.jsonl.gz", "vocab_size=400", f"out={tokenizer}"]) == 0
+@pytest.mark.parametrize("package", ["fastwarc", "resiliparse", "punkt", "pyarrow"])
+def test_a_missing_package_is_one_sentence_with_the_command(package: str) -> None:
+    program = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        "from data_pipeline.cli import main; sys.exit(main(['verify', 'store=absent']))"
     )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        f"error: the data pipeline needs the package {package}, which is not installed; run: "
+        "pip install 'llmtrain[data]'"
+    )
+
+
+@pytest.fixture(scope="module")
+def tokenizer(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "tokenizer"
+    assert main(["tokenizer", f"input={texts}/*.jsonl.gz", "vocab_size=400", f"out={out}"]) == 0
+    return out
+
+
+def test_clean_text_becomes_a_store(
+    texts: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "stores" / "mine"
     words = ["tokenize", f"input={texts}", f"tokenizer={tokenizer}", f"out={out}", "num_workers=2"]
     assert main(words) == 0
     assert main(["verify", f"store={out}"]) == 0
@@ -89,6 +130,48 @@ def test_clean_text_becomes_a_store(
     before = (out / "manifest.json").stat().st_mtime_ns
     assert main(words) == 0
     assert (out / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_a_share_of_clean_text_is_held_out(texts: Path, tokenizer: Path, tmp_path: Path) -> None:
+    words = ["tokenize", f"input={texts}", f"tokenizer={tokenizer}", f"out={tmp_path / 'mine'}"]
+    assert main([*words, "validation_share=0.2"]) == 0
+    train, held_out = (verify(tmp_path / name) for name in ("mine", "mine/validation"))
+    assert train.num_documents + held_out.num_documents == 120
+    assert 10 < held_out.num_documents < 40
+    for store, expected in ((train, False), (held_out, True)):
+        ids = [store.record(i).id for i in range(store.num_documents)]
+        assert {held_out_by_cluster(id_, 0.2) for id_ in ids} == {expected}
+
+
+def test_a_store_is_not_read_while_it_is_made_again(
+    texts: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mine"
+    words = ["tokenize", f"tokenizer={tokenizer}", f"out={out}"]
+    assert main([*words, f"input={texts}/a.jsonl.gz"]) == 0
+    (out / "manifest.json").unlink()
+    assert main([*words, f"input={texts}/a.jsonl.gz"]) == 2
+    assert "manifest.json is missing; remove" in capsys.readouterr().err
+    shutil.rmtree(out / ".pipeline")
+    assert main([*words, f"input={texts}/a.jsonl.gz"]) == 0
+    shutil.rmtree(out / ".pipeline")
+    cut = tmp_path / "b.jsonl.gz"
+    cut.write_bytes((texts / "b.jsonl.gz").read_bytes()[:-20])
+    assert main([*words, f"input={cut}"]) == 2
+    with pytest.raises(DataError, match=r"has no manifest\.json"):
+        TokenStore.open(out)
+
+
+def test_an_id_field_that_is_not_unique_is_refused(
+    tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "Hello.", "key": 1}\n')
+    out = tmp_path / "mine"
+    words = ["tokenize", f"input={tmp_path}/*.jsonl", f"tokenizer={tokenizer}", f"out={out}"]
+    assert main([*words, "id_field=key"]) == 2
+    assert "names a field that is not unique" in capsys.readouterr().err
+    assert not (out / "manifest.json").exists()
 
 
 def test_tokenizing_a_crawl_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from data_pipeline.cluster import KEY, components, star_edges
+from data_pipeline.cluster import KEY, _first_of_cluster, components, star_edges
 
 
 def plain_components(edges: list[tuple[int, int]], nodes: int) -> list[int]:
@@ -45,3 +45,12 @@ def test_a_key_gives_a_star_not_all_pairs() -> None:
     assert {tuple(e) for e in edges.tolist()} == {(d, 10) for d in range(11, 50)} | {
         (d, 0) for d in range(1, 10)
     }
+
+
+def test_first_of_a_cluster_is_named_for_each_member() -> None:
+    root = np.array([7, 3, 7, 3, 7])
+    lengths, ids = np.array([5, 9, 8, 9, 8]), np.array(["e", "d", "c", "b", "a"])
+    assert _first_of_cluster(root, ids).tolist() == [4, 3, 4, 3, 4]
+    assert _first_of_cluster(root, -lengths, ids).tolist() == [4, 3, 4, 3, 4]
+    assert _first_of_cluster(root, lengths, ids).tolist() == [0, 3, 0, 3, 0]
+    assert _first_of_cluster(root[:0], ids[:0]).tolist() == []

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -77,6 +78,23 @@ def test_newest_page_per_address_stays(buckets: int, rows: int, tmp_path: Path) 
             best[key] = document
     kept = survivors(tmp_path, "url", make_shards(tmp_path, documents, rows), buckets)
     assert {d.id for d in kept} == {d.id for d in best.values()}
+
+
+def test_times_without_a_zone_are_utc_on_every_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        documents = [
+            Document(id=f"{i:032x}", source="s", text="x", url="https://x.org", timestamp=moment)
+            for i, moment in enumerate(("2026-01-01T12:00:00", "2026-01-01T13:00:00Z", "no time"))
+        ]
+        kept = survivors(tmp_path, "url", make_shards(tmp_path, documents, 2), 1)
+        assert [d.timestamp for d in kept] == ["2026-01-01T13:00:00Z"]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.mark.parametrize("buckets", [1, 8])

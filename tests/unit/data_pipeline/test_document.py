@@ -45,7 +45,7 @@ def origins(runs: list[Run] | tuple[Run, ...], length: int) -> list[int | None]:
     return result
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(chains())
 def test_composing_follows_every_character(chain: tuple[list[str], list[list[Run]]]) -> None:
     texts, maps = chain
@@ -60,7 +60,7 @@ def test_composing_follows_every_character(chain: tuple[list[str], list[list[Run
             assert text[run.final_start :][: run.length] == there
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(chains())
 def test_composing_is_associative_and_merges_what_touches(
     chain: tuple[list[str], list[list[Run]]],

@@ -1,5 +1,6 @@
 """The supervisor: every task once, whatever happens to its workers."""
 
+import errno
 import os
 import signal
 import time
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from data_pipeline.execute import LocalExecutor, Task, TaskFailedError
-from llmtrain.errors import DataError
+from llmtrain.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +49,28 @@ def refuse(folder: str) -> None:
     raise DataError("the input is wrong")
 
 
+def fill_the_disk(folder: str) -> None:
+    with (Path(folder) / "writes").open("a") as file:
+        file.write("x")
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def need_a_package(folder: str) -> None:
+    with (Path(folder) / "imports").open("a") as file:
+        file.write("x")
+    raise ModuleNotFoundError("No module named 'numba'", name="numba.core")
+
+
 def sleep_once(folder: str, seconds: float) -> str:
     marker = Path(folder) / "slept"
     if not marker.exists():
         marker.touch()
         time.sleep(seconds)
+    return "awake"
+
+
+def nap(seconds: float) -> str:
+    time.sleep(seconds)
     return "awake"
 
 
@@ -81,7 +99,12 @@ def test_third_death_stops_the_run(executor: LocalExecutor) -> None:
 
 @pytest.mark.parametrize(
     ("function", "file", "error", "attempts"),
-    [(fail, "attempts", TaskFailedError, 3), (refuse, "refusals", DataError, 1)],
+    [
+        (fail, "attempts", TaskFailedError, 3),
+        (refuse, "refusals", DataError, 1),
+        (fill_the_disk, "writes", DataError, 1),
+        (need_a_package, "imports", ConfigError, 1),
+    ],
 )
 def test_faults_are_tried_again_and_wrong_input_is_not(
     executor: LocalExecutor,
@@ -91,9 +114,21 @@ def test_faults_are_tried_again_and_wrong_input_is_not(
     error: type[Exception],
     attempts: int,
 ) -> None:
-    with pytest.raises(error, match=r"something broke|the input is wrong"):
+    with pytest.raises(
+        error, match=r"something broke|input is wrong|No space left|needs the package numba,"
+    ):
         executor.run([Task("t", function, {"folder": str(tmp_path)})], lambda *_: None)
     assert (tmp_path / file).read_text() == "x" * attempts
+
+
+def test_answers_to_a_run_that_failed_do_not_count_in_the_next(tmp_path: Path) -> None:
+    with LocalExecutor(num_workers=2) as executor:
+        collect(executor, [Task(str(i), square, {"x": i}) for i in range(2)])
+        slow = Task("slow", sleep_once, {"folder": str(tmp_path), "seconds": 0.5}, cost=1)
+        with pytest.raises(DataError, match="input is wrong"):
+            collect(executor, [slow, Task("wrong", refuse, {"folder": str(tmp_path)})])
+        tasks = [Task(str(i), nap, {"seconds": 0.6}) for i in range(2)]
+        assert collect(executor, tasks) == {"0": "awake", "1": "awake"}
 
 
 def test_late_worker_is_replaced(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from data_pipeline.config import FieldsConfig
 from data_pipeline.document import Document
 from data_pipeline.io import (
     RawFile,
-    TextFields,
     Unreadable,
     find_raw_files,
     fingerprint,
@@ -36,7 +36,7 @@ def write(folder: Path, name: str) -> Path:
 
 def read(path: Path | str, **fields: str) -> list[Document | Unreadable]:
     (file,) = find_raw_files({"s": str(path)})
-    return list(read_text_file(fingerprint(file), TextFields(**fields)))
+    return list(read_text_file(fingerprint(file), FieldsConfig(**fields)))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
@@ -72,6 +72,15 @@ def test_rows_without_text_are_counted(tmp_path: Path) -> None:
         "line is no JSON", "line is no JSON object", "field 'text' holds no text",
     ]  # fmt: skip
     assert sum(isinstance(d, Document) for d in documents) == 3
+
+
+def test_rows_are_numbered_by_the_lines_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    nested = b"[" * 100_000
+    path.write_bytes(b"\n" + LINES.replace(b"\n", b"\n\n") + nested)
+    found = read(path)
+    assert [d.member_offset for d in found if isinstance(d, Document)] == [1, 3, 5]
+    assert found[3] == Unreadable(7, len(nested), "line is no JSON")
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])

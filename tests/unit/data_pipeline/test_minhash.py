@@ -71,7 +71,7 @@ TEXT = st.text(
 
 
 @pytest.mark.parametrize("name", list(MINHASH_PRESETS))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(text=TEXT)
 @example(text="one two three")
 @example(text="한국어 글을 각각 나눈다, Das ist ein Wort mehr als fünf!")

@@ -10,7 +10,7 @@ from data_pipeline.document import Document, Run, identity
 from data_pipeline.execute import InlineExecutor
 from data_pipeline.manifest import ConservationError, Counts, Manifest, TaskResult
 from data_pipeline.shards import read_documents, to_table
-from data_pipeline.stages import Context, Stage
+from data_pipeline.stages import Context, Stage, exclusive
 from data_pipeline.step import Dropped, Kept, Verdict
 from data_pipeline.transform import Sink, count_edit, judge
 from llmtrain.errors import DataError
@@ -45,6 +45,7 @@ def test_interrupted_stage_goes_on_after_the_last_finished_task(tmp_path: Path) 
     with pytest.raises(RuntimeError, match="killed here"):
         finish(tmp_path)
     assert make_stage(tmp_path).finished() is None
+    assert list((tmp_path / "out/stages/00-test/attempts").iterdir()) == []
     (tmp_path / "mended").touch()
     manifest = finish(tmp_path)
     assert (tmp_path / "log").read_text().split() == ["0", "1", "2", "2", "3"]
@@ -73,6 +74,23 @@ def test_finished_stage_is_used_only_with_equal_settings(tmp_path: Path) -> None
     assert make_stage(tmp_path).finished() == manifest
     with pytest.raises(DataError, match=r"settings\.a was 1, is 2"):
         make_stage(tmp_path, a=2).finished()
+
+
+def test_what_a_killed_driver_left_is_cleared_by_the_next(tmp_path: Path) -> None:
+    (tmp_path / "mended").touch()
+    manifest = finish(tmp_path)
+    orphan = tmp_path / "out/stages/00-test/attempts/write-00000-x/documents"
+    orphan.mkdir(parents=True)
+    assert make_stage(tmp_path).finished() == manifest
+    assert not orphan.parent.parent.exists()
+
+
+def test_folder_is_held_by_one_command(tmp_path: Path) -> None:
+    refused = pytest.raises(DataError, match="another llmtrain-data command is at work")
+    with exclusive(tmp_path / "out"), refused, exclusive(tmp_path / "out"):
+        pass
+    with exclusive(tmp_path / "out"):
+        pass
 
 
 def test_missing_or_cut_shard_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Frequencies against transformers' own, rotation against complex numbers."""
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -8,23 +9,26 @@ import torch
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from llmtrain.config.model import RopeScalingConfig
+from llmtrain.config.model import (
+    LinearRopeScaling,
+    Llama3RopeScaling,
+    RopeScaling,
+    YarnRopeScaling,
+)
 from llmtrain.ops.rope import Rotation, rope_frequencies
 
 SCALINGS = [
-    RopeScalingConfig(kind="linear", factor=4.0, original_max_position_embeddings=2048),
-    RopeScalingConfig(kind="llama3", factor=8.0, original_max_position_embeddings=8192),
-    RopeScalingConfig(kind="llama3", factor=32.0, original_max_position_embeddings=8192),
-    RopeScalingConfig(
-        kind="llama3",
+    LinearRopeScaling(factor=4.0),
+    Llama3RopeScaling(factor=8.0, original_max_position_embeddings=8192),
+    Llama3RopeScaling(factor=32.0, original_max_position_embeddings=8192),
+    Llama3RopeScaling(
         factor=8.0,
         original_max_position_embeddings=64,
         low_freq_factor=2.0,
         high_freq_factor=5.0,
     ),
-    RopeScalingConfig(kind="yarn", factor=4.0, original_max_position_embeddings=32768),
-    RopeScalingConfig(
-        kind="yarn",
+    YarnRopeScaling(factor=4.0, original_max_position_embeddings=32768),
+    YarnRopeScaling(
         factor=16.0,
         original_max_position_embeddings=4096,
         beta_fast=16.0,
@@ -34,32 +38,14 @@ SCALINGS = [
 ]
 
 
-def published(
-    head_dim: int, theta: float, scaling: RopeScalingConfig
-) -> tuple[torch.Tensor, float]:
-    fields: dict[str, Any] = {
-        "rope_type": scaling.kind,
-        "rope_theta": theta,
-        "factor": scaling.factor,
-        "original_max_position_embeddings": scaling.original_max_position_embeddings,
-        "low_freq_factor": scaling.low_freq_factor,
-        "high_freq_factor": scaling.high_freq_factor,
-        "beta_fast": scaling.beta_fast,
-        "beta_slow": scaling.beta_slow,
-    }
-    if scaling.attention_factor is not None:
-        fields["attention_factor"] = scaling.attention_factor
-    known = {
-        "linear": {"factor"},
-        "llama3": {"factor", "low_freq_factor", "high_freq_factor",
-                   "original_max_position_embeddings"},
-        "yarn": {"factor", "beta_fast", "beta_slow", "attention_factor",
-                 "original_max_position_embeddings"},
-    }[scaling.kind] | {"rope_type", "rope_theta"}  # fmt: skip
+def published(head_dim: int, theta: float, scaling: RopeScaling) -> tuple[torch.Tensor, float]:
+    given = {name: value for name, value in asdict(scaling).items() if value is not None}
+    length = given.get("original_max_position_embeddings", 2048)
+    parameters: dict[str, Any] = {"rope_type": given.pop("kind"), "rope_theta": theta, **given}
     config = LlamaConfig(
         head_dim=head_dim,
-        max_position_embeddings=int(scaling.factor * scaling.original_max_position_embeddings),
-        rope_parameters={name: value for name, value in fields.items() if name in known},
+        max_position_embeddings=int(scaling.factor * length),
+        rope_parameters=parameters,
     )
     frequencies, factor = ROPE_INIT_FUNCTIONS[scaling.kind](config, torch.device("cpu"))
     return frequencies, factor
@@ -68,7 +54,7 @@ def published(
 @pytest.mark.parametrize("scaling", SCALINGS, ids=lambda s: f"{s.kind}-{s.factor}")
 @pytest.mark.parametrize(("head_dim", "theta"), [(64, 10000.0), (128, 500000.0)])
 def test_scaled_frequencies_are_the_published_ones(
-    head_dim: int, theta: float, scaling: RopeScalingConfig
+    head_dim: int, theta: float, scaling: RopeScaling
 ) -> None:
     found, found_factor = rope_frequencies(head_dim, theta, scaling)
     expected, expected_factor = published(head_dim, theta, scaling)

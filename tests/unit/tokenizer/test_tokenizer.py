@@ -159,6 +159,11 @@ def test_hugging_face_json(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
     with pytest.raises(DataError, match=r"has no end-of-text piece \(<\|im_end\|>\)"):
         load(path)
+    plain = json.loads(path.read_text())
+    plain["model"]["vocab"]["far"] = 310
+    path.write_text(json.dumps(plain))
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert load(path).vocab_size == 311  # ids may leave gaps
     path.write_text("{}")
     with pytest.raises(DataError, match=r"is not a tokenizer.json"):
         load(path)

@@ -28,21 +28,20 @@ def test_status_says_code_reason_and_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "alone", "launched"),
+    ("reason", "status"),
     [
-        (ExitReason.DONE, 0, 0),
-        (ExitReason.STOP_AT_STEP, 0, 0),
-        (ExitReason.PREEMPTED, 3, 0),
-        (ExitReason.SAVE_FAILED, 1, 1),
-        (ExitReason.DIVERGED, 1, 1),
-        (ExitReason.PEER_LOST, 1, 1),
-        (ExitReason.REFUSED, 2, 2),
-        (ExitReason.FAILED, 1, 1),
+        (ExitReason.DONE, 0),
+        (ExitReason.STOP_AT_STEP, 0),
+        (ExitReason.REFUSED, 2),
+        (ExitReason.PREEMPTED, 3),
+        (ExitReason.PEER_LOST, 1),
+        (ExitReason.DIVERGED, 1),
+        (ExitReason.SAVE_FAILED, 1),
+        (ExitReason.FAILED, 1),
     ],
 )
-def test_exit_statuses(reason: ExitReason, alone: int, launched: int) -> None:
-    assert reason.exit_status(under_launcher=False) == reason.code == alone
-    assert reason.exit_status(under_launcher=True) == launched
+def test_exit_statuses(reason: ExitReason, status: int) -> None:
+    assert reason.code == status
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
