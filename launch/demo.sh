@@ -9,8 +9,8 @@ cd "$(dirname "$0")/.."
 
 OUT=${DEMO_OUT:-demo}
 PAGES=${DEMO_PAGES:-null}
-TOKENS=${DEMO_TOKENS:-1.0e6}
-STOP=${DEMO_STOP:-400}
+TOKENS=${DEMO_TOKENS:-0.65e6}
+STOP=${DEMO_STOP:-250}
 RUN=$OUT/runs/demo
 STORES=$OUT/corpus/stores
 export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
