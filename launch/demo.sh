@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 OUT=${DEMO_OUT:-demo}
-PAGES=${DEMO_PAGES:-null}
+PAGES=${DEMO_PAGES:+pages=$DEMO_PAGES}
 TOKENS=${DEMO_TOKENS:-0.65e6}
 STOP=${DEMO_STOP:-250}
 RUN=$OUT/runs/demo
@@ -30,7 +30,7 @@ step() {
 
 main() {
   # 1. A crawl: the documentation on this machine, as WARC files in three sources.
-  step crawl "llmtrain-data sample out=$OUT/crawl pages=$PAGES"
+  step crawl "llmtrain-data sample out=$OUT/crawl $PAGES"
 
   # 2. WARC -> text -> C4 rules -> language -> deduplication -> held-out split -> tokenizer -> tokens.
   step pipeline "llmtrain-data run pipeline=demo num_workers=2 out=$OUT/corpus \
