@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -39,8 +40,8 @@ from data_pipeline.transform import check_unique
 from llmtrain.data.store import ShardInfo
 from llmtrain.data.store import verify as verify_store
 from llmtrain.errors import DataError
+from llmtrain.tokenizer.tokenizer import JSON_FILE, META_FILE, MODEL_FILE, train_sentencepiece
 from llmtrain.tokenizer.tokenizer import load as load_tokenizer
-from llmtrain.tokenizer.tokenizer import train_sentencepiece
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def _ids(out: Path, parts: dict[str, list[ShardInfo]]) -> Iterator[tuple[str, st
 
 def _text_files(source: str, given: str | tuple[str, ...]) -> list[RawFile]:
     """Return the files of an input with their digests; a crawl is refused."""
-    files = find_raw_files({source: given})
+    files = find_raw_files({source: given}, key="input")
     wrong = [file.path for file in files if file.format == "warc"]
     if wrong:
         raise DataError(f"{wrong[0]} is a crawl; make text of it with `llmtrain-data run`")
@@ -121,8 +122,23 @@ def _text_files(source: str, given: str | tuple[str, ...]) -> list[RawFile]:
 
 def tokenizer(config: TrainTokenizerConfig) -> int:
     """``llmtrain-data tokenizer``: train on the first texts of every file, equal shares."""
+    out = Path(config.out)
+    if any((out / name).exists() for name in (MODEL_FILE, JSON_FILE, META_FILE)):
+        raise DataError(f"out={out} holds a tokenizer already; use another out= or remove it")
     files = _text_files("text", config.input)
-    Path(config.out).mkdir(parents=True, exist_ok=True)  # what is wrong with it is told at once
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    out.mkdir(parents=True, exist_ok=True)  # what is wrong with it is told at once
+    try:
+        _train_tokenizer(config, files)
+    except BaseException:
+        with suppress(OSError):  # no longer empty
+            for folder in made:
+                folder.rmdir()
+        raise
+    return 0
+
+
+def _train_tokenizer(config: TrainTokenizerConfig, files: list[RawFile]) -> None:
     fields = FieldsConfig(text=config.text_field)
     share = -(-config.sample_bytes // len(files))
     texts: list[str] = []
@@ -139,7 +155,6 @@ def tokenizer(config: TrainTokenizerConfig) -> int:
         texts, config.out, vocab_size=config.vocab_size, kind=config.kind,
         max_sample_bytes=config.sample_bytes,
     )  # fmt: skip
-    return 0
 
 
 def verify(config: VerifyConfig) -> int:

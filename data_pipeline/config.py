@@ -133,9 +133,10 @@ class FieldsConfig:
     id: str | None = None
     """Field with a stable, unique id; null numbers the rows of each file."""
     url: str = "url"
-    """Field with the address; rows without it have none."""
+    """Field with the address; rows without it have none, but a field named here has to be in the
+    first row."""
     timestamp: str = "timestamp"
-    """Field with the ISO-8601 time; rows without it have none."""
+    """Field with the ISO-8601 time; as for the address, rows without it have none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -253,6 +254,11 @@ class SampleConfig:
     """Folder of the crawl."""
     pages: int | None = None
     """Largest number of pages; null takes all up to the built-in cap."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that are none."""
+        if self.pages is not None:
+            check_positive(pages=self.pages)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

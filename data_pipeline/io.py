@@ -73,8 +73,12 @@ def document_id(source: str, *key: str) -> str:
     return blake3.blake3("\0".join((source, *key)).encode()).hexdigest(length=16)
 
 
-def find_raw_files(inputs: Mapping[str, str | Iterable[str]]) -> list[RawFile]:
+def find_raw_files(
+    inputs: Mapping[str, str | Iterable[str]], *, key: str | None = None
+) -> list[RawFile]:
     """Resolve source name -> path, glob, folder or ``hf:NAME`` (or a list of them), sorted.
+
+    Messages call an input ``key``, or ``input.SOURCE``.
 
     Raises:
         DataError: nothing matches, the same file is named twice, or the format is unknown.
@@ -82,17 +86,19 @@ def find_raw_files(inputs: Mapping[str, str | Iterable[str]]) -> list[RawFile]:
     found: list[RawFile] = []
     for source, patterns in sorted(inputs.items()):
         names = [patterns] if isinstance(patterns, str) else list(patterns)
-        paths = [p for name in names for p in _expand(source, name)]
+        said = key or f"input.{source}"
+        paths = [p for name in names for p in _expand(said, name)]
         twice = [path for path, times in Counter(paths).items() if times > 1]
         if twice:
-            raise DataError(f"input.{source} names {twice[0]} twice; name it once")
-        found += [RawFile(source=source, path=p, format=_format(source, p)) for p in paths]
+            raise DataError(f"{said} names {twice[0]} twice; name it once")
+        found += [RawFile(source=source, path=p, format=_format(said, p)) for p in paths]
     if not found:
-        raise DataError("no input given; say input.NAME=PATH, such as input.web=crawl/*.warc.gz")
+        example = f"{key}=PATH" if key else "input.NAME=PATH, such as input.web=crawl/*.warc.gz"
+        raise DataError(f"no input given; say {example}")
     return found
 
 
-def _expand(source: str, name: str) -> list[str]:
+def _expand(key: str, name: str) -> list[str]:
     if name.startswith(HF_PREFIX):
         return [name]
     path = Path(name)
@@ -100,13 +106,13 @@ def _expand(source: str, name: str) -> list[str]:
         names = sorted(str(p) for p in path.rglob("*") if p.is_file() and _suffix(p.name))
         wanted = ", ".join(sorted(_FORMATS))
         if not names:
-            raise DataError(f"input.{source}={name} holds no file that ends in {wanted}")
+            raise DataError(f"{key}={name} holds no file that ends in {wanted}")
         return names
     if path.is_file():
         return [name]
     names = sorted(p for p in glob.glob(name, recursive=True) if Path(p).is_file())
     if not names:
-        raise DataError(f"input.{source}={name} matches no file; check the path")
+        raise DataError(f"{key}={name} matches no file; check the path")
     return names
 
 
@@ -114,13 +120,13 @@ def _suffix(name: str) -> str:
     return next((s for s in sorted(_FORMATS, key=len, reverse=True) if name.endswith(s)), "")
 
 
-def _format(source: str, path: str) -> str:
+def _format(key: str, path: str) -> str:
     if path.startswith(HF_PREFIX):
         return "hf"
     suffix = _suffix(Path(path).name)
     if not suffix:
         known = ", ".join(sorted(_FORMATS))
-        raise DataError(f"input.{source}: {path} is of no known kind; expected one of {known}")
+        raise DataError(f"{key}: {path} is of no known kind; expected one of {known}")
     return _FORMATS[suffix]
 
 
@@ -144,26 +150,45 @@ def read_text_file(file: RawFile, fields: FieldsConfig) -> Iterator[Document | U
     """Yield the documents of a JSONL, Parquet or Hugging Face input in order.
 
     Raises:
-        DataError: the file is cut or damaged beyond rows, or its rows have no text field.
+        DataError: the file is cut or damaged beyond rows, or its rows lack a field that was named.
     """
     readers = {"jsonl": _read_jsonl, "parquet": _read_parquet, "hf": _read_hf}
-    seen = False
+    first, seen = True, False
     for ordinal, row, length in readers[file.format](file):
         if isinstance(row, str):
             yield Unreadable(ordinal, length, row)
             continue
+        if first:
+            _check_named(file, fields, row)
+            first = False
         text = row.get(fields.text)
         if not isinstance(text, str):
             if not seen and fields.text not in row:
-                raise DataError(
-                    f"{file.path} has no field {fields.text!r}; its fields are "
-                    f"{', '.join(sorted(map(str, row)))}; name the right one with text_field= "
-                    "(pipeline.fields.text= in a run)"
+                raise _absent(
+                    file, fields.text, row, "text_field= (pipeline.fields.text= in a run)"
                 )
             yield Unreadable(ordinal, length, f"field {fields.text!r} holds no text")
             continue
         seen = True
         yield _document(file, fields, row, text, ordinal, length)
+
+
+def _check_named(file: RawFile, fields: FieldsConfig, row: Mapping[str, Any]) -> None:
+    """Refuse a first row without an optional field that does not have its default name."""
+    usual = FieldsConfig()
+    if fields.id is not None and fields.id not in row:
+        raise _absent(file, fields.id, row, "id_field= (pipeline.fields.id= in a run)")
+    if fields.url != usual.url and fields.url not in row:
+        raise _absent(file, fields.url, row, "pipeline.fields.url=")
+    if fields.timestamp != usual.timestamp and fields.timestamp not in row:
+        raise _absent(file, fields.timestamp, row, "pipeline.fields.timestamp=")
+
+
+def _absent(file: RawFile, field: str, row: Mapping[str, Any], key: str) -> DataError:
+    return DataError(
+        f"{file.path} has no field {field!r}; its fields are {', '.join(sorted(map(str, row)))}; "
+        f"name the right one with {key}"
+    )
 
 
 def _document(

@@ -142,7 +142,8 @@ def main(config: GenerateConfig) -> int:
     if longest > run.config.model.max_position_embeddings:
         raise ConfigError(
             f"prompt and max_new_tokens={config.max_new_tokens} make {longest} tokens, the model "
-            f"is meant for {run.config.model.max_position_embeddings}; lower max_new_tokens"
+            f"is meant for {run.config.model.max_position_embeddings}; shorten the prompt or lower "
+            "max_new_tokens"
         )
     sampling = Sampling(
         max_new_tokens=config.max_new_tokens,

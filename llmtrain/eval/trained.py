@@ -7,6 +7,7 @@ Invariant: the architecture, the precision and the tokenizer are those of the ru
     trained.model, trained.step
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from llmtrain.tokenizer import tokenizer as tokenizers
 from llmtrain.train import archive
 from llmtrain.train.checkpoint import load_model_weights
 from llmtrain.train.rundir import RunDirectory
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 """Type of the weights by ``engine.precision``."""
@@ -75,6 +78,7 @@ def load_run(run: str, step: int | None = None) -> TrainedRun:
             steps = ", ".join(str(s) for s, _ in archive.scan(directory.checkpoints)) or "none"
             raise CheckpointError(f"{run} holds no checkpoint of step {step}; it holds {steps}")
     found = archive.locate(where)
+    logger.info("%s at step %d of %d", run, found.step, config.training.num_steps)
     device = _device(config.engine.device)
     model = _model(config, found.path, device)
     return TrainedRun(

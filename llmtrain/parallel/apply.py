@@ -1,4 +1,4 @@
-"""The one order in which parallelism is applied to a model: stages, precision, shard, start values.
+"""The one order in which parallelism is applied: stages, shard, start values, bf16 copies.
 
 Invariant: whatever the layout, the same seed gives the same parameters bit by bit, under the same
 global names; what follows sees plain tensors of this rank only.

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from llmtrain.config.commands import ReportConfig
 from llmtrain.config.load import to_yaml
+from llmtrain.errors import ConfigError
 from llmtrain.planner.flops import num_matmul_parameters
 from llmtrain.report import bars, curves
 from llmtrain.report.markup import card, clock, number, short
@@ -23,13 +24,22 @@ logger = logging.getLogger(__name__)
 
 
 def main(config: ReportConfig) -> int:
-    """Write the page of a run and say where."""
+    """Write the page of a run and say where.
+
+    Raises:
+        ConfigError: the page cannot be written there.
+    """
     record = read_run(Path(config.run), None if config.data is None else Path(config.data))
     out = Path(config.out) if config.out is not None else record.path / "report.html"
-    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.is_dir():
+        raise ConfigError(f"out={out} is a folder; name a file in it, as {out / 'report.html'}")
     partial = out.with_name(out.name + ".partial")
-    partial.write_text(render(record), encoding="utf-8")
-    partial.replace(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(render(record), encoding="utf-8")
+        partial.replace(out)
+    except OSError as error:
+        raise ConfigError(f"out={out} cannot be written: {error.strerror}; use another") from error
     logger.info("report: %s", out)
     return 0
 

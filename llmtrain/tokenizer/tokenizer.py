@@ -97,9 +97,10 @@ class SentencePieceTokenizer:
         self._processor: Any = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError):
             raise DataError(
-                f"{origin} is not a SentencePiece model ({error}); copy or train it again"
+                f"{origin} is not a SentencePiece model ({len(model):,} bytes, cut or of another "
+                "kind); check the path or copy it again"
             ) from None
         self.hash = str(blake3.blake3(model).hexdigest())
         self.vocab_size = int(self._processor.vocab_size())
@@ -206,7 +207,7 @@ def load(path: Path | str) -> Tokenizer:
     if not found:
         raise DataError(
             f"{path} holds no tokenizer; expected a folder with {MODEL_FILE} (SentencePiece) or "
-            f"{JSON_FILE} (Hugging Face), or such a file: check tokenizer.path"
+            f"{JSON_FILE} (Hugging Face), or such a file: check the path"
         )
     tokenizer: SentencePieceTokenizer | JsonTokenizer
     if found[0].suffix == ".json":

@@ -70,7 +70,7 @@ def problems(config: RunConfig) -> list[str]:
 def test_a_run_is_named_by_what_may_not_change(make: Make) -> None:
     name = resolve(make()).name
     assert name is not None
-    assert name.startswith("4x128-")
+    assert name.startswith("3x128-")
     assert resolve(make("optimizer.lr=1e-4", "parallel=pp2")).name == name
     assert resolve(make("training.seed=1")).name != name
     assert resolve(make("name=mine")).name == "mine"

@@ -144,3 +144,15 @@ def test_long_runs_are_thinned_to_means():
 def test_no_torch_is_imported():
     code = "import sys, llmtrain.report.page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [(".", "is a folder; name a file in it"), ("a/page.html", "cannot be written")],
+)
+def test_a_page_that_cannot_be_written_is_one_sentence(run, out, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").write_text("a file where a folder should be")
+    with pytest.raises(ConfigError, match=message):
+        main(ReportConfig(run=str(run), out=out))
+    assert not list(tmp_path.glob("*.partial"))

@@ -25,7 +25,7 @@ def test_a_change_is_fatal_or_allowed_by_the_mark_of_its_field() -> None:
         ),
     )  # fmt: skip
     assert "training.seed: 0 -> 1" in fatal
-    assert "model.num_hidden_layers: 4 -> 2" in fatal
+    assert "model.num_hidden_layers: 3 -> 2" in fatal
     assert "model.rope_scaling.factor: absent -> 2.0" in fatal
     assert "mixture.weights.a: absent -> 1.0" in fatal
     assert "optimizer.lr: 0.003 -> 0.0001" in allowed

@@ -13,7 +13,8 @@ from llmtrain.config.run import RULES, RunConfig, broken_rules, check
 from llmtrain.errors import ConfigError, LayoutError
 
 BASE = [
-    "experiment=demo", "parallel=fsdp", "training.num_tokens=1e5", "schedule.warmup_tokens=0",
+    "experiment=demo", "parallel=fsdp", "model.num_hidden_layers=4",
+    "training.num_tokens=1e5", "schedule.warmup_tokens=0",
     "training.sequence_length=256", "training.global_batch_tokens=2048",
 ]  # fmt: skip
 

@@ -78,7 +78,11 @@ def test_help_imports_nothing_heavy() -> None:
         (["verify", "store=absent"], "absent does not exist"),
         (["tokenizer", "input={text}", "out={text}"], "a file stands where a folder has to be"),
         (["tokenize", "input={text}", "tokenizer=absent", "out={out}"], "holds no tokenizer"),
-        (["tokenize", "input=absent.jsonl", "tokenizer=t", "out={out}"], "matches no file"),
+        (["tokenize", "input=absent.jsonl", "tokenizer=t", "out={out}"], "error: input=absent"),
+        (["tokenizer", "input=absent.jsonl", "out={out}"], "error: input=absent.jsonl matches no"),
+        (["tokenizer", "input=[]", "out={out}"], "no input given; say input=PATH"),
+        (["sample", "out={out}", "pages=0"], "pages=0"),
+        (["run", "input.s={text}", "out={out}", "pipeline.fields.url=u"], "no field 'u'"),
     ],
 )
 def test_wrong_input_is_one_message_and_status_2(
@@ -105,6 +109,32 @@ def test_a_missing_package_is_one_sentence_with_the_command(package: str) -> Non
         f"error: the data pipeline needs the package {package}, which is not installed; run: "
         "pip install 'llmtrain[data]'"
     )
+
+
+def test_an_unknown_id_field_is_refused(
+    texts: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"input={texts}", f"tokenizer={tokenizer}", f"out={tmp_path / 'out'}", "id_field=nope"]
+    assert main(["tokenize", *words]) == 2
+    assert "no field 'nope'; its fields are text; name the right one" in capsys.readouterr().err
+
+
+def test_a_tokenizer_is_never_overwritten(
+    texts: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in tokenizer.iterdir()}
+    assert main(["tokenizer", f"input={texts}", "vocab_size=300", f"out={tokenizer}"]) == 2
+    assert f"out={tokenizer} holds a tokenizer already; use another" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tokenizer.iterdir()} == before
+
+
+def test_failed_training_leaves_no_folder(
+    texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["tokenizer", f"input={texts}", "vocab_size=90000", f"out={tmp_path / 'new' / 'out'}"]
+    assert main(words) == 2
+    assert "use at most" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture(scope="module")

@@ -96,6 +96,15 @@ def test_wrong_field_names_the_fields_there_are(tmp_path: Path) -> None:
         read(write(tmp_path, "a.jsonl"), text="content")
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+@pytest.mark.parametrize("field", ["id", "url", "timestamp"])
+def test_optional_field_that_is_named_has_to_be_there(
+    field: str, name: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=f"no field 'nope'; its fields are .*{field}="):
+        read(write(tmp_path, name), **{field: "nope"})
+
+
 def test_inputs_resolve_to_sorted_files(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.jsonl", "c.warc.gz"):
         (tmp_path / name).write_bytes(LINES)

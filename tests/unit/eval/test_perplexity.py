@@ -179,7 +179,9 @@ def test_generate_prints_prompt_and_continuations(
     assert kept["step"] == 7
     assert [s["prompt"] + s["completion"] for s in kept["samples"]] == [first, second]
     assert generate.main(GenerateConfig(run=str(run), max_new_tokens=3)) == 0
-    with pytest.raises(ConfigError, match="the model is meant for 4096; lower max_new_tokens"):
+    with pytest.raises(
+        ConfigError, match="the model is meant for 4096; shorten the prompt or lower"
+    ):
         generate.main(GenerateConfig(run=str(run), max_new_tokens=5000))
 
 
