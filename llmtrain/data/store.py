@@ -286,8 +286,9 @@ def _foreign_prefix(path: Path) -> Path | None:
     if not path.is_dir():
         if path.with_name(path.name + ".idx").is_file():
             return path
+        found = "is a file" if path.exists() else "does not exist"
         raise DataError(
-            f"{path} does not exist; expected the folder of a token store or the path prefix of a "
+            f"{path} {found}; expected the folder of a token store or the path prefix of a "
             "Megatron .bin/.idx pair: check the path, or make it with `llmtrain-data tokenize`"
         )
     if (path / MANIFEST).is_file():

@@ -179,6 +179,12 @@ def test_raw_text_is_answered_with_the_command_that_helps(tmp_path: Path, name: 
     assert f"llmtrain-data tokenize input={tmp_path / name} text_field=text" in str(error.value)
 
 
+def test_a_file_of_another_kind_is_not_called_missing(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("not a store")
+    with pytest.raises(DataError, match=r"README.md is a file; expected the folder"):
+        TokenStore.open(tmp_path / "README.md")
+
+
 def test_folder_of_raw_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.gz").touch()
     with pytest.raises(DataError) as error:
