@@ -9,6 +9,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # --no-compile: byte-compiling on first import is less work than compiling everything.
+# DeepSpeed comes as source that asks the torch of this environment (no build isolation) what to
+# build: nothing (DS_BUILD_OPS=0).
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-compile
 
 export HF_HUB_OFFLINE := 1
@@ -31,7 +33,7 @@ $(VENV)/.runtime: requirements.lock pyproject.toml
 
 $(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
 	@echo "Installing the development tools into $(VENV) ..."
-	@$(INSTALL) -r requirements-dev.lock
+	@DS_BUILD_OPS=0 $(INSTALL) --no-build-isolation -r requirements-dev.lock
 	@touch $@
 
 demo: setup

@@ -2,8 +2,10 @@
 
 The supervisor owns one pipe per worker. A worker that is killed, or that takes longer than the time
 limit, is replaced, and its task is tried again elsewhere: three attempts, then the run stops with
-what the last one said. Workers die with the driver, however it dies. Results arrive in any order;
-nothing a task writes may depend on which worker ran it or when.
+what the last one said. The limit counts from when the worker says that it has the task: starting a
+process and importing what the task needs have a limit of their own. Workers die with the driver,
+however it dies. Results arrive in any order; nothing a task writes may depend on which worker ran
+it or when.
 
     with LocalExecutor(num_workers=2) as executor:
         executor.run([Task("a", work, {"x": 1})], on_result=collect)
@@ -29,6 +31,8 @@ from llmtrain.errors import DataError, LLMTrainError
 ATTEMPTS = 3
 """How often one task is tried."""
 _CLOSE_SECONDS = 5.0
+_START_SECONDS = 300.0
+"""How long a worker may take from being given a task to having imported it."""
 _PRELOAD = ["data_pipeline.pipeline"]
 
 logger = logging.getLogger(__name__)
@@ -77,6 +81,8 @@ class _Worker:
     pipe: Connection
     lifeline: Connection
     task: Task | None = None
+    taken: bool = False
+    """Whether the worker has said that it has begun ``task``."""
     deadline: float = 0.0
 
 
@@ -87,7 +93,7 @@ class LocalExecutor:
     num_workers: int
     """Processes that run tasks at the same time."""
     time_limit_s: float = 3600.0
-    """Seconds one attempt may take before its worker is killed."""
+    """Seconds one attempt may take, once begun, before its worker is killed."""
     attempts: int = ATTEMPTS
     """How often one task is tried."""
     _workers: list[_Worker] = field(default_factory=list)
@@ -138,7 +144,7 @@ class LocalExecutor:
             for worker in self._ready():
                 task = worker.task
                 kind, value = self._receive(worker)
-                if task is None:
+                if task is None or kind == "taken":
                     continue
                 if kind == "done":
                     unfinished -= 1
@@ -163,8 +169,8 @@ class LocalExecutor:
         idle = [w for w in self._workers if w.task is None]
         while waiting and (idle or len(self._workers) < self.num_workers):
             worker = idle.pop() if idle else self._start()
-            worker.task = waiting.popleft()
-            worker.deadline = time.monotonic() + self.time_limit_s
+            worker.task, worker.taken = waiting.popleft(), False
+            worker.deadline = time.monotonic() + _START_SECONDS
             _send(worker, (worker.task.function, dict(worker.task.arguments)))
 
     def _start(self) -> _Worker:
@@ -196,12 +202,18 @@ class LocalExecutor:
         try:
             if worker.pipe.poll():
                 answer: tuple[str, Any] = worker.pipe.recv()
-                worker.task = None
+                if answer[0] == "taken":
+                    worker.taken = True
+                    worker.deadline = time.monotonic() + self.time_limit_s
+                else:
+                    worker.task = None
                 return answer
         except (EOFError, OSError):
             pass
         late = worker.process.is_alive() and worker.deadline <= time.monotonic()
         code = self._remove(worker)
+        if late and not worker.taken:
+            return "failed", f"no worker began it within {_START_SECONDS:g} s"
         if late:
             return "failed", f"took longer than its time limit of {self.time_limit_s:g} s"
         killed = f"signal {-code}" if code is not None and code < 0 else f"status {code}"
@@ -248,6 +260,7 @@ def _work(pipe: Connection, lifeline: Connection) -> None:
         if job is None:
             return
         function, arguments = job
+        pipe.send(("taken", None))
         pipe.send(_answer(function, arguments))
 
 

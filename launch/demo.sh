@@ -4,6 +4,7 @@
 # is done is not done again: run it a second time, or after any kind of stop, and it goes on.
 # `rm -rf demo` starts anew. A smaller one, elsewhere:
 #   DEMO_OUT=/tmp/demo DEMO_PAGES=600 DEMO_TOKENS=60e3 DEMO_STOP=30 bash launch/demo.sh
+# DEMO_MORE="model.num_hidden_layers=2 ..." adds to the training command.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -46,6 +47,7 @@ main() {
       [[ -s $store/part-00000.bin ]] && train+=" data.${split#*:}.$source=$store"
     done
   done
+  train+=" ${DEMO_MORE:-}"
   step train "$train training.stop_at_step=$STOP"
   step resume "$train"
 

@@ -15,7 +15,8 @@ freeze() { pip freeze --all | grep -vE '^(pip|llmtrain)( |=|@)|^-e ' | sed -E 's
 pip install "$torch" setuptools
 pip install ".[data,wandb]"
 freeze > "$scratch/runtime"
-pip install ".[data,wandb,dev]"
+# DeepSpeed's source asks the installed torch what to build.
+DS_BUILD_OPS=0 pip install --no-build-isolation ".[data,wandb,dev,deepspeed]"
 freeze > "$scratch/dev"
 
 { echo "# What a run needs (launch/lock.sh writes this file)."; cat "$scratch/runtime"; } > requirements.lock

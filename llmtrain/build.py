@@ -17,9 +17,9 @@ from llmtrain.config.run import RunConfig
 from llmtrain.data.held_out import EvaluationBatches
 from llmtrain.data.loader import Batches, BatchPlan
 from llmtrain.data.store import TokenStore
-from llmtrain.engine.native import NativeEngine
+from llmtrain.engine.choose import make_engine
+from llmtrain.engine.protocol import Engine
 from llmtrain.errors import LLMTrainError
-from llmtrain.parallel.apply import build_stage
 from llmtrain.parallel.mesh import World
 from llmtrain.train import loop
 from llmtrain.train.checkpoint import Checkpoints
@@ -148,9 +148,13 @@ def _batches(config: RunConfig, plan: BatchPlan, world: World, stack: ExitStack)
     return TimedBatches(stack.enter_context(batches), world.device)
 
 
-def _engine(config: RunConfig, world: World, num_sources: int) -> NativeEngine:
-    loss = pretraining_loss(num_sources, config.engine.loss_chunk_tokens)
-    parts = (config.model, config.parallel, config.engine)
-    stage = build_stage(*parts, world, config.training.seed, loss)
-    factory = optimizer_factory(config.optimizer)
-    return NativeEngine(stage, factory, grad_clip_norm=config.optimizer.grad_clip_norm)
+def _engine(config: RunConfig, world: World, num_sources: int) -> Engine:
+    training = config.training
+    return make_engine(
+        config.model, config.parallel, config.engine, world, seed=training.seed,
+        loss=pretraining_loss(
+            num_sources, config.engine.loss_chunk_tokens, training.z_loss_weight
+        ),
+        optimizer_factory=optimizer_factory(config.optimizer),
+        grad_clip_norm=config.optimizer.grad_clip_norm,
+    )  # fmt: skip

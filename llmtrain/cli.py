@@ -137,6 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(words: list[str], launch: Launch) -> int:
     try:
         arguments = parse(words, COMMANDS, (*OPTIONS, MULTIRUN))
+        if arguments.local_rank is not None:
+            os.environ["LOCAL_RANK"] = str(arguments.local_rank)
         _check_launch(arguments, launch)
     except ConfigError:
         if launch.rank == 0:

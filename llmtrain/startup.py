@@ -18,7 +18,7 @@ from llmtrain import logs
 from llmtrain.config.load import from_yaml, to_yaml
 from llmtrain.config.strict import build
 from llmtrain.errors import ConfigError
-from llmtrain.parallel.mesh import publish_config
+from llmtrain.parallel.place import publish_config
 
 T = TypeVar("T")
 

@@ -1,12 +1,16 @@
 """Fixtures that tests share."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 from llmtrain import logs
-from tests.world import RankPool
+from tests.world import DEEPSPEED, DEEPSPEED_ENVIRONMENT, RankPool
+
+if TYPE_CHECKING:
+    from tests.distributed.figures import Suite
 
 # Shared machines are slow at times; the same examples everywhere make failures repeatable.
 settings.register_profile("here", deadline=None, derandomize=True)
@@ -25,3 +29,18 @@ def ranks() -> Iterator[RankPool]:
     """Live ranks for the tests of parallel layouts; see tests/world.py."""
     with RankPool() as pool:
         yield pool
+
+
+@pytest.fixture(scope="session")
+def deepspeed_ranks() -> Iterator[RankPool]:
+    """Live ranks that have imported DeepSpeed."""
+    with RankPool(DEEPSPEED, DEEPSPEED_ENVIRONMENT) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="session")
+def suite(ranks: RankPool, deepspeed_ranks: RankPool) -> "Suite":
+    """Runs layouts of both engines and keeps what one process gives."""
+    from tests.distributed.figures import Suite
+
+    return Suite({"native": ranks, "deepspeed": deepspeed_ranks})

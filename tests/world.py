@@ -1,27 +1,47 @@
-"""A pool of live processes that run a function as ranks of a small gloo world.
+"""Pools of live processes that run a function as ranks of a small gloo world.
 
-Starting Python and importing torch costs seconds, a process group over a FileStore some hundredths:
-so the processes stay alive between calls, and every call makes and ends its own groups through
-the same ``World`` as a real run. A call that outlasts its time limit kills all ranks; the next
-call starts fresh ones.
+Importing torch costs seconds, DeepSpeed some more, a process group over a FileStore hundredths. So
+one process per set of imports has them done and forks the ranks; these stay alive between calls,
+and every call makes and ends its own groups through the same ``World`` as a real run. A rank that
+raises or a call that outlasts its time limit ends all ranks of the pool; the next call forks fresh
+ones.
 
     with RankPool() as pool:
         results = pool.run(body, argument, size=2)   # body(place, argument) on ranks 0 and 1
 """
 
+import functools
 import multiprocessing
 import os
+import signal
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 _SPAWN = multiprocessing.get_context("spawn")
+
+NATIVE = (
+    "llmtrain.cli", "llmtrain.prepare", "llmtrain.build", "llmtrain.engine.native",
+    "llmtrain.parallel.apply", "llmtrain.parallel.pipeline", "torch.distributed.checkpoint",
+    "hydra",
+)  # fmt: skip
+"""What ranks of the native engine import, and what the commands of a run do."""
+DEEPSPEED = (
+    *NATIVE,
+    "deepspeed",
+    "llmtrain.engine.deepspeed",
+    "llmtrain.engine.deepspeed_pipeline",
+)
+"""What ranks of DeepSpeed's engine import."""
+DEEPSPEED_ENVIRONMENT = (("DS_ACCELERATOR", "cpu"),)
+"""What its ranks find in the environment."""
 
 
 class RankError(AssertionError):
@@ -32,11 +52,23 @@ class RankTimeoutError(AssertionError):
     """Ranks did not answer in time; they were killed."""
 
 
-class RankPool:
-    """Up to four ranks, started when first needed."""
+@dataclass
+class _Rank:
+    """A live rank: its process id and the pipe to it."""
 
-    def __init__(self) -> None:
-        self._ranks: list[tuple[BaseProcess, Connection]] = []
+    pid: int
+    pipe: Connection
+
+
+class RankPool:
+    """As many ranks as a call asks for, started when first needed."""
+
+    def __init__(
+        self, preload: tuple[str, ...] = NATIVE, environment: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        """Ranks with the modules ``preload`` imported under extra environment variables."""
+        self._kind = (preload, environment)
+        self._ranks: list[_Rank] = []
         self._folder = tempfile.TemporaryDirectory(prefix="ranks-")
         self._calls = 0
 
@@ -55,7 +87,7 @@ class RankPool:
     @property
     def pids(self) -> list[int | None]:
         """Process ids of the live ranks."""
-        return [process.pid for process, _ in self._ranks]
+        return [rank.pid for rank in self._ranks]
 
     def run(
         self, body: Callable[..., Any], *arguments: Any, size: int, timeout_s: float = 120.0
@@ -65,60 +97,110 @@ class RankPool:
         ``body`` must be importable by name. Raises RankError with the traceback of the first rank
         that raised, RankTimeoutError with the ranks that were not done.
         """
-        self._start(size)
+        while len(self._ranks) < size:
+            self._ranks.append(_parent(*self._kind).fork())
         self._calls += 1
         store = str(Path(self._folder.name) / f"store-{self._calls}")
-        for rank, (_, pipe) in enumerate(self._ranks[:size]):
-            pipe.send((body, rank, size, store, arguments))
+        for rank, live in enumerate(self._ranks[:size]):
+            live.pipe.send((body, rank, size, store, arguments))
         return self._collect(size, time.monotonic() + timeout_s)
 
-    def _start(self, size: int) -> None:
-        while len(self._ranks) < size:
-            ours, theirs = _SPAWN.Pipe()
-            process = _SPAWN.Process(target=_serve, args=(theirs,), daemon=True)
-            process.start()
-            theirs.close()
-            self._ranks.append((process, ours))
-
     def _collect(self, size: int, deadline: float) -> list[Any]:
+        waiting = {rank.pipe: number for number, rank in enumerate(self._ranks[:size])}
         answers: dict[int, Any] = {}
-        while len(answers) < size:
-            for rank in set(range(size)) - set(answers):
-                pipe = self._ranks[rank][1]
-                if not pipe.poll(0.002):
-                    continue
+        while waiting:
+            ready = wait(list(waiting), max(0.0, deadline - time.monotonic()))
+            if not ready:
+                self.kill()
+                behind = sorted(waiting.values())
+                raise RankTimeoutError(f"ranks {behind} of {size} did not answer in time")
+            for pipe in ready:
+                rank = waiting.pop(pipe)
                 try:
                     failed, value = pipe.recv()
-                except EOFError:
+                except (EOFError, ConnectionResetError):
                     failed, value = True, "the process died"
                 if failed:
                     self.kill()
                     raise RankError(f"rank {rank} of {size}:\n{value}")
                 answers[rank] = value
-            if time.monotonic() > deadline:
-                self.kill()
-                behind = sorted(set(range(size)) - set(answers))
-                raise RankTimeoutError(f"ranks {behind} of {size} did not answer in time")
         return [answers[rank] for rank in range(size)]
 
     def kill(self) -> None:
         """End every rank now."""
-        for process, pipe in self._ranks:
-            process.kill()
-            process.join()
-            pipe.close()
+        for rank in self._ranks:
+            os.kill(rank.pid, signal.SIGKILL)
+        for rank in self._ranks:
+            _await_end(rank.pid)
+            rank.pipe.close()
         self._ranks.clear()
+
+
+def _await_end(pid: int) -> None:
+    """Wait until the process that forked ``pid`` has taken note of its end."""
+    while Path(f"/proc/{pid}").exists():
+        time.sleep(0.001)
+
+
+class _Parent:
+    """A process that has imported what ranks need, and forks them."""
+
+    def __init__(self, preload: tuple[str, ...], environment: Mapping[str, str]) -> None:
+        self._pipe, theirs = _SPAWN.Pipe()
+        process = _SPAWN.Process(target=_fork_ranks, args=(theirs, preload, dict(environment)))
+        process.daemon = True  # ended with this process; its own end ends the ranks
+        process.start()
+        theirs.close()
+
+    def fork(self) -> _Rank:
+        """A new rank."""
+        ours, theirs = _SPAWN.Pipe()
+        self._pipe.send(theirs)
+        pid: int = self._pipe.recv()
+        theirs.close()
+        return _Rank(pid, ours)
+
+
+def fork_rank() -> _Rank:
+    """A process of the native engine's kind, for who drives it alone; killed by who made it."""
+    return _parent(NATIVE, ()).fork()
+
+
+@functools.cache
+def _parent(preload: tuple[str, ...], environment: tuple[tuple[str, str], ...]) -> _Parent:
+    return _Parent(preload, dict(environment))
+
+
+def _fork_ranks(pipe: Connection, preload: tuple[str, ...], environment: dict[str, str]) -> None:
+    """Import, then fork a rank for every pipe that arrives; leave when nobody sends any more."""
+    os.environ.update({"OMP_NUM_THREADS": "1", **environment})
+    import torch
+
+    torch.set_num_threads(1)
+    for name in preload:
+        import_module(name)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries ranks that were killed
+    while True:
+        try:
+            theirs = pipe.recv()
+        except EOFError:
+            return
+        pid = os.fork()
+        if pid == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            pipe.close()
+            _serve(theirs)
+            os._exit(0)
+        theirs.close()
+        pipe.send(pid)
 
 
 def _serve(pipe: Connection) -> None:
     """Answer calls until the pipe closes."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    import torch
     from torch.distributed import FileStore
 
-    from llmtrain.parallel.mesh import Place
+    from llmtrain.parallel.place import Place
 
-    torch.set_num_threads(1)
     while True:
         try:
             body, rank, size, path, arguments = pipe.recv()

@@ -39,6 +39,8 @@ class Arguments:
     """Whether to run every combination of comma-separated values."""
     help: bool = False
     """Whether to print the help and stop."""
+    local_rank: int | None = None
+    """Number of this process on its machine, where the launcher gave it as an option."""
 
 
 def parse(
@@ -54,7 +56,8 @@ def parse(
         word = rest.pop(0)
         name, equals, value = word.partition("=")
         option = _SHORT.get(name, name)
-        if name in _OF_A_LAUNCHER:  # deepspeed puts it before the command
+        if name in _OF_A_LAUNCHER and value.isdecimal():  # deepspeed puts it before the command
+            arguments.local_rank = int(value)
             continue
         if option in _VALUE_OF and not equals:
             if not rest:

@@ -13,12 +13,13 @@ class ParityConfig(RunConfig):
 
     It takes a whole training command line and reads model, parallel, engine, training and
     optimizer of it: batches are made from the seed, the rate is ``optimizer.lr``, nothing is kept.
+    The device runs the native engine, whatever ``engine.kind`` says.
     """
 
     tolerance: float = 5e-6
     """Largest relative error of the loss and of any gradient that still passes."""
     steps: int = 1
-    """Optimizer steps to compare."""
+    """Optimizer steps whose losses are compared; gradients are those of the first."""
 
     def __post_init__(self) -> None:
         """Refuse a tolerance that passes nothing and an empty comparison."""

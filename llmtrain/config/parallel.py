@@ -3,11 +3,27 @@
 A layout is a performance decision: none of these fields changes the numbers a run computes.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
-from llmtrain.config.fields import below, not_positive
+from llmtrain.config.deepspeed import passthrough_problems
+from llmtrain.config.fields import below, not_positive, outside
 from llmtrain.errors import ConfigError, LayoutError
+
+Schedule = Literal[
+    "gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv", "dualpipev"
+]
+"""Orders in which a pipeline can run its micro-batches."""
+
+SEVERAL_STAGES: frozenset[str] = frozenset(
+    {"interleaved_1f1b", "interleaved_zero_bubble", "zbv", "dualpipev"}
+)
+"""Schedules that give every rank two or more stages."""
+V_SCHEDULES: frozenset[str] = frozenset({"zbv", "dualpipev"})
+"""Schedules in which rank r holds stages r and 2 pp - 1 - r, so both ends are on rank 0."""
+SPLIT_BACKWARD: frozenset[str] = frozenset({"interleaved_zero_bubble", "zbv", "dualpipev"})
+"""Schedules that compute the gradients of inputs and of weights apart."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -15,20 +31,83 @@ class ParallelConfig:
     """Ranks along each axis of the mesh; their product is the number of processes."""
 
     pp: int = 1
-    """Pipeline stages."""
+    """Pipeline ranks."""
     dp_replicate: int = 1
     """Data-parallel replicas that each hold everything (DDP)."""
     dp_shard: int | Literal["auto"] = "auto"
     """Data-parallel ranks that share parameters, gradients and optimizer state (FSDP2).
 
-    ``auto`` takes all ranks that the other axes leave.
+    ``auto`` takes all ranks that the other axes leave. Under DeepSpeed it is the number of
+    data-parallel ranks, and engine.deepspeed.zero_stage says what they share.
     """
-    schedule: Literal["gpipe", "1f1b"] = "1f1b"
+    cp: int = 1
+    """Context-parallel ranks: each holds a part of every sequence."""
+    tp: int = 1
+    """Tensor-parallel ranks: each holds a part of every matrix, between them of the sequence."""
+    schedule: Schedule = "1f1b"
     """Order in which a pipeline runs its micro-batches."""
+    stages_per_rank: int | Literal["auto"] = "auto"
+    """Pipeline stages on one rank; ``auto`` is 1, or 2 for schedules that need several."""
+    cp_method: Literal["all_gather", "ulysses", "ring"] = "all_gather"
+    """How context-parallel ranks attend to each other's keys and values."""
+    recompute: Literal["none", "full", "selective", "budget"] = "none"
+    """Activations a block computes again in the backward instead of keeping them.
+
+    ``full``: all; ``selective``: all but products of matrices and attention; ``budget``: as few as
+    bring the activations down to recompute_budget.
+    """
+    recompute_budget: float = 0.5
+    """budget: share of the blocks' activation bytes that may be kept, 0 to 1."""
+    reshard_after_forward: bool | Literal["auto"] = "auto"
+    """Whether FSDP2 frees gathered parameters after a forward; ``auto`` does, but not under pp."""
+    replica_sum: Literal["auto", "overlapped", "after"] = "auto"
+    """When gradients are summed over replicas: during the last backward or after it.
+
+    ``auto`` overlaps where the backward is not split and parameters are not sharded.
+    """
+    cpu_offload: bool = False
+    """Keep FSDP2's shards, their gradients and the optimizer state in host memory."""
 
     def __post_init__(self) -> None:
-        """Refuse axes below 1."""
-        if problems := below(self, 1, "pp", "dp_replicate", "dp_shard"):
+        """Refuse axes below 1 and shares beyond 0 and 1."""
+        problems = below(self, 1, "pp", "dp_replicate", "dp_shard", "cp", "tp", "stages_per_rank")
+        if problems := problems + outside(self, 0, 1, "recompute_budget"):
+            raise ConfigError(problems)
+
+    @property
+    def num_stages_per_rank(self) -> int:
+        """Stages on one rank, ``auto`` resolved."""
+        if self.stages_per_rank != "auto":
+            return self.stages_per_rank
+        return 2 if self.pp > 1 and self.schedule in SEVERAL_STAGES else 1
+
+    @property
+    def num_stages(self) -> int:
+        """Stages of the whole pipeline."""
+        return self.pp * self.num_stages_per_rank
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeepSpeedConfig:
+    """What DeepSpeed does beside the layout; read by engine.kind=deepspeed alone."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """Shared by data ranks: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters."""
+    offload_optimizer: bool = False
+    """Keep optimizer state and update in host memory."""
+    offload_parameters: bool = False
+    """Keep parameters in host memory (zero_stage 3)."""
+    config: Mapping[str, object] = field(default_factory=dict)
+    """DeepSpeed's own JSON keys for what llmtrain does not model; contradictions are refused."""
+
+    def __post_init__(self) -> None:
+        """Refuse keys that llmtrain sets, cannot honour or does not know."""
+        problems = passthrough_problems(
+            self.config,
+            offload_optimizer=self.offload_optimizer,
+            offload_parameters=self.offload_parameters,
+        )
+        if problems:
             raise ConfigError(problems)
 
 
@@ -36,20 +115,24 @@ class ParallelConfig:
 class EngineConfig:
     """What runs the step and in which precision."""
 
-    kind: Literal["native"] = "native"
-    """``native``: PyTorch DDP, FSDP2 and torch.distributed.pipelining."""
+    kind: Literal["native", "deepspeed"] = "native"
+    """``native``: PyTorch DDP, FSDP2 and torch.distributed.pipelining; ``deepspeed``: ZeRO."""
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     """Compute type; bf16 keeps fp32 master weights, gradients and reductions."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; ``auto`` takes CUDA where it is present."""
     attention: Literal["auto", "sdpa", "reference"] = "auto"
     """Attention backend; ``auto`` takes the fastest that is available and logs which."""
+    compile: bool = False
+    """Compile every block with torch.compile."""
     loss_chunk_tokens: int = 1024
     """Tokens whose logits exist at one time in the loss; smaller is less memory."""
     deterministic: bool = False
     """Ask torch for deterministic algorithms; the same layout then repeats bit by bit."""
     timeout_s: float = 600.0
     """Seconds a collective may wait for a peer before the run fails."""
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    """ZeRO stage, offload and DeepSpeed's own keys."""
 
     def __post_init__(self) -> None:
         """Refuse empty chunks and time-outs."""
@@ -60,7 +143,7 @@ class EngineConfig:
 def implied_world_size(parallel: ParallelConfig) -> int:
     """The fewest processes the layout runs on: ``auto`` counts as 1."""
     shard = 1 if parallel.dp_shard == "auto" else parallel.dp_shard
-    return parallel.pp * parallel.dp_replicate * shard
+    return _other_axes(parallel) * shard
 
 
 def resolve_dp_shard(parallel: ParallelConfig, world_size: int) -> int:
@@ -72,8 +155,8 @@ def resolve_dp_shard(parallel: ParallelConfig, world_size: int) -> int:
     needed = implied_world_size(parallel)
     exact = parallel.dp_shard != "auto"
     if world_size % needed == 0 and (world_size == needed or not exact):
-        return world_size // (parallel.pp * parallel.dp_replicate)
-    axes = {"pp": parallel.pp, "dp_replicate": parallel.dp_replicate}
+        return world_size // _other_axes(parallel)
+    axes = {name: getattr(parallel, name) for name in ("pp", "dp_replicate", "cp", "tp")}
     shown = [f"parallel.{name}={size}" for name, size in axes.items() if size > 1]
     if exact:
         shown.append(f"parallel.dp_shard={parallel.dp_shard}")
@@ -85,11 +168,18 @@ def resolve_dp_shard(parallel: ParallelConfig, world_size: int) -> int:
     )
 
 
+def _other_axes(parallel: ParallelConfig) -> int:
+    return parallel.pp * parallel.dp_replicate * parallel.cp * parallel.tp
+
+
 def _way_out(parallel: ParallelConfig, world_size: int) -> str:
     """The overrides that fit ``world_size`` processes."""
-    fit = [n for n in range(1, world_size + 1) if world_size % (n * parallel.dp_replicate) == 0]
+    rest = parallel.dp_replicate * parallel.cp * parallel.tp
+    fit = [n for n in range(1, world_size + 1) if world_size % (n * rest) == 0]
     if not fit:
-        return f"use a parallel.dp_replicate that divides {world_size}"
+        names = [n for n in ("dp_replicate", "cp", "tp") if getattr(parallel, n) > 1]
+        product = " x ".join(f"parallel.{name}" for name in names)
+        return f"use a {product} that divides {world_size}"
     if parallel.pp in fit:
         return "use parallel.dp_shard=auto"
     choices = f"in {{{', '.join(map(str, fit))}}}" if len(fit) > 1 else "of 1"

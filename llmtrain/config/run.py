@@ -1,6 +1,7 @@
 """The whole configuration of a training run, and the rules that cross its sections.
 
-Rules are a table of (predicate, message); ``check`` reports every broken one at once.
+``check`` reports every broken rule at once: those here, and those about layouts and engines, which
+are the support matrix in ``support``.
 """
 
 from collections.abc import Callable
@@ -10,12 +11,8 @@ from pathlib import PurePath
 from llmtrain.config.data import DataConfig, MixtureConfig, TokenizerConfig
 from llmtrain.config.fields import FATAL
 from llmtrain.config.model import ModelConfig
-from llmtrain.config.parallel import (
-    EngineConfig,
-    ParallelConfig,
-    implied_world_size,
-    resolve_dp_shard,
-)
+from llmtrain.config.parallel import EngineConfig, ParallelConfig, implied_world_size
+from llmtrain.config.support import SUPPORT
 from llmtrain.config.training import (
     CheckpointConfig,
     EvaluationConfig,
@@ -24,7 +21,7 @@ from llmtrain.config.training import (
     ScheduleConfig,
     TrainingConfig,
 )
-from llmtrain.errors import ConfigError, LayoutError
+from llmtrain.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,35 +74,13 @@ def broken_rules(config: RunConfig, world_size: int | None = None) -> list[str]:
     None means that their number is not known yet: the fewest that the layout needs are taken.
     """
     world = world_size or implied_world_size(config.parallel)
-    return [message for rule in RULES if (message := rule(config, world)) is not None]
+    found = [rule(config, world) for rule in RULES]
+    found += [limit.message(config, world) for limit in SUPPORT]
+    return [message for message in found if message is not None]
 
 
 Rule = Callable[[RunConfig, int], str | None]
 """One rule that crosses sections: (config, number of processes) -> what is wrong, or None."""
-
-
-def _data_ranks(config: RunConfig, world: int) -> int | None:
-    """Data-parallel ranks, or None where the layout itself does not fit."""
-    try:
-        return config.parallel.dp_replicate * resolve_dp_shard(config.parallel, world)
-    except LayoutError:
-        return None
-
-
-def _rows(config: RunConfig) -> int | None:
-    """Rows of the global batch, or None where they are not whole."""
-    training = config.training
-    whole = training.global_batch_tokens % training.sequence_length == 0
-    return training.global_batch_size if whole else None
-
-
-def axes_make_the_world(config: RunConfig, world: int) -> str | None:
-    """Pp x dp_replicate x dp_shard is the number of processes."""
-    try:
-        resolve_dp_shard(config.parallel, world)
-    except LayoutError as error:
-        return str(error)
-    return None
 
 
 def name_is_a_folder(config: RunConfig, world: int) -> str | None:
@@ -116,66 +91,15 @@ def name_is_a_folder(config: RunConfig, world: int) -> str | None:
     return f"name='{config.name}' names no folder inside runs_dir={config.runs_dir}; use name=NEW"
 
 
-def stages_have_layers(config: RunConfig, world: int) -> str | None:
-    """Every pipeline stage holds at least one block."""
-    pp, layers = config.parallel.pp, config.model.num_hidden_layers
-    if pp <= layers:
-        return None
-    return (
-        f"parallel.pp={pp} is more stages than model.num_hidden_layers={layers} blocks; "
-        f"use parallel.pp of at most {layers}"
-    )
-
-
 def batch_has_whole_rows(config: RunConfig, world: int) -> str | None:
     """The global batch is a whole number of sequences."""
     tokens, length = config.training.global_batch_tokens, config.training.sequence_length
-    if _rows(config) is not None:
+    if tokens % length == 0:
         return None
     near = max(1, round(tokens / length)) * length
     return (
         f"training.global_batch_tokens={tokens} is no multiple of "
         f"training.sequence_length={length}; use {near}"
-    )
-
-
-def ranks_share_the_batch(config: RunConfig, world: int) -> str | None:
-    """Every data-parallel rank gets the same whole number of micro-batches."""
-    rows, ranks = _rows(config), _data_ranks(config, world)
-    micro = config.training.micro_batch_size
-    if rows is None or ranks is None or rows % (ranks * micro) == 0:
-        return None
-    unit = ranks * micro
-    tokens = max(1, round(rows / unit)) * unit * config.training.sequence_length
-    return (
-        f"training.global_batch_tokens={config.training.global_batch_tokens} is {rows} rows, which "
-        f"{ranks} data-parallel ranks x training.micro_batch_size={micro} do not divide; "
-        f"use training.global_batch_tokens={tokens} or another micro_batch_size"
-    )
-
-
-def pipeline_is_filled(config: RunConfig, world: int) -> str | None:
-    """A pipeline runs at least as many micro-batches as it has stages: fewer hang."""
-    rows, ranks, pp = _rows(config), _data_ranks(config, world), config.parallel.pp
-    if rows is None or ranks is None or pp == 1:
-        return None
-    count = rows // (ranks * config.training.micro_batch_size)
-    if count >= pp or rows % (ranks * config.training.micro_batch_size):
-        return None
-    return (
-        f"parallel.pp={pp} needs at least {pp} micro-batches per rank, found {count} "
-        f"({rows} rows / {ranks} data-parallel ranks / training.micro_batch_size="
-        f"{config.training.micro_batch_size}); use a larger training.global_batch_tokens"
-    )
-
-
-def head_is_on_one_stage(config: RunConfig, world: int) -> str | None:
-    """Tied embeddings would live on the first and the last stage at once."""
-    if config.parallel.pp == 1 or not config.model.tie_word_embeddings:
-        return None
-    return (
-        f"model.tie_word_embeddings=true does not work with parallel.pp={config.parallel.pp}: the "
-        "matrix would be on two stages; use parallel.pp=1 or model.tie_word_embeddings=false"
     )
 
 
@@ -216,13 +140,8 @@ def schedule_fits_the_run(config: RunConfig, world: int) -> str | None:
 
 
 RULES: tuple[Rule, ...] = (
-    axes_make_the_world,
     name_is_a_folder,
-    stages_have_layers,
     batch_has_whole_rows,
-    ranks_share_the_batch,
-    pipeline_is_filled,
-    head_is_on_one_stage,
     sequence_fits_the_model,
     mixture_names_the_sources,
     schedule_fits_the_run,

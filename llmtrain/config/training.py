@@ -21,13 +21,15 @@ class TrainingConfig:
     """Rows one rank runs at a time."""
     seed: int = field(default=0, metadata=FATAL)
     """Run seed; every random stream derives from it."""
+    z_loss_weight: float = 0.0
+    """Weight of the squared log of the softmax denominator in the loss (arXiv:2204.02311, 5)."""
     stop_at_step: int | None = None
     """Save and stop after this step of the schedule; null runs to the end."""
 
     def __post_init__(self) -> None:
         """Refuse counts below 1."""
         names = ("num_tokens", "sequence_length", "global_batch_tokens", "micro_batch_size")
-        problems = below(self, 1, *names, "stop_at_step") + below(self, 0, "seed")
+        problems = below(self, 1, *names, "stop_at_step") + below(self, 0, "seed", "z_loss_weight")
         if problems:
             raise ConfigError(problems)
 
@@ -42,35 +44,63 @@ class TrainingConfig:
         return self.global_batch_tokens // self.sequence_length
 
 
+_ONLY_FOR = {
+    "eps": ("adamw", "muon"),
+    "momentum": ("muon",),
+    "newton_schulz_steps": ("muon",),
+    "muon_dtype": ("muon",),
+}
+"""Fields of the optimizer that some kinds have no use for, with the kinds that have."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
     """The update rule and the clip before it."""
 
-    kind: Literal["adamw"] = field(default="adamw", metadata=FATAL)
-    """AdamW (arXiv:1711.05101)."""
+    kind: Literal["adamw", "muon", "lion"] = field(default="adamw", metadata=FATAL)
+    """AdamW (arXiv:1711.05101), Muon (arXiv:2502.16982) or Lion (arXiv:2302.06675).
+
+    Muon is for the matrices of the blocks; embedding, head, norms and biases go by AdamW.
+    """
     lr: float = 3e-4
     """Peak learning rate; the schedule multiplies it."""
     beta1: float = 0.9
-    """Decay of the first moment."""
+    """Decay of the first moment; lion: share of the moment in the direction of an update."""
     beta2: float = 0.95
-    """Decay of the second moment."""
-    eps: float = 1e-8
-    """Added to the root of the second moment."""
+    """Decay of the second moment; lion: of its only moment."""
+    eps: float | None = None
+    """adamw, muon: added to the root of the second moment; null means 1e-8."""
+    momentum: float | None = None
+    """muon: decay of the matrices' momentum; null means 0.95."""
+    newton_schulz_steps: int | None = None
+    """muon: iterations that make a momentum orthogonal; null means 5."""
+    muon_dtype: Literal["fp32", "bf16"] | None = None
+    """muon: type of these iterations; null is fp32. fp64 runs take fp64 for fp32.
+
+    bf16 is faster on GPUs, but the update then depends on the layout by bf16's rounding.
+    """
     weight_decay: float = 0.1
     """Decoupled decay, on matrices only (not on norms, biases)."""
     grad_clip_norm: float = 1.0
     """Largest global gradient norm; larger gradients are scaled down to it. inf is off."""
 
     def __post_init__(self) -> None:
-        """Refuse rates and moments out of range."""
+        """Refuse rates and moments out of range, and fields that the kind would ignore."""
         problems = not_positive(self, "lr", "eps") + below(self, 0, "weight_decay")
+        problems += below(self, 1, "newton_schulz_steps")
         problems += [
             f"{name}={value} must be at least 0 and below 1"
-            for name in ("beta1", "beta2")
-            if not 0 <= (value := getattr(self, name)) < 1
+            for name in ("beta1", "beta2", "momentum")
+            if (value := getattr(self, name)) is not None and not 0 <= value < 1
         ]
         if self.grad_clip_norm <= 0:
             problems.append(f"grad_clip_norm={self.grad_clip_norm} must be above 0; inf is off")
+        problems += [
+            f"{name}={getattr(self, name)} has no meaning for kind={self.kind}; "
+            f"use kind={' or '.join(kinds)}, or {name}=null"
+            for name, kinds in _ONLY_FOR.items()
+            if self.kind not in kinds and getattr(self, name) is not None
+        ]
         if problems:
             raise ConfigError(problems)
 

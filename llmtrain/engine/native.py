@@ -1,10 +1,10 @@
-"""The engine on PyTorch's own parallelism: DDP, FSDP2 and torch.distributed.pipelining.
+"""The engine on PyTorch's own parallelism: FSDP2, torch.distributed.pipelining, and parallel/.
 
 Invariant: every rank returns the same bits, no call makes the host wait for the device, and a step
 whose loss or gradient norm is not finite or beyond its limits changes nothing.
 
-    stage = build_stage(config.model, config.parallel, config.engine, world, seed, loss)
-    engine = NativeEngine(stage, optimizer_factory(config.optimizer), grad_clip_norm=1.0)
+    local = build_local_model(config.model, config.parallel, config.engine, world, seed, loss)
+    engine = NativeEngine(local, optimizer_factory(config.optimizer), grad_clip_norm=1.0)
     result = engine.train_step(batch, lr=3e-4, limits=no_limits(world.device))
 """
 
@@ -13,7 +13,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from llmtrain.data.batch import StepBatch
 from llmtrain.engine.protocol import OptimizerFactory, StepLimits, StepResult
@@ -23,7 +22,8 @@ from llmtrain.engine.state import (
     make_optimizer_state,
     state_dict,
 )
-from llmtrain.parallel.apply import Stage
+from llmtrain.parallel.local import LocalModel
+from llmtrain.parallel.matrices import matrix_map
 
 
 def no_limits(device: torch.device) -> StepLimits:
@@ -36,25 +36,30 @@ class NativeEngine:
     """Steps of one model on this rank's part of the mesh; see ``engine.protocol.Engine``."""
 
     def __init__(
-        self, stage: Stage, optimizer_factory: OptimizerFactory, grad_clip_norm: float
+        self, local: LocalModel, optimizer_factory: OptimizerFactory, grad_clip_norm: float
     ) -> None:
-        """Make the optimizer of what ``stage`` owns, its state included."""
-        self._stage = stage
-        self._world = stage.world
+        """Make the optimizer of what ``local`` owns, its state included."""
+        self._local = local
+        self._world = local.world
         self._grad_clip_norm = grad_clip_norm
-        self._dtype = stage.parameters[0].local.dtype
-        self._optimizer = optimizer_factory([(o.info, o.local) for o in stage.parameters])
-        make_optimizer_state(stage, self._optimizer)
-        self._rows = torch.tensor([o.index for o in stage.parameters], device=self._world.device)
+        self._dtype = local.parameters[0].local.dtype
+        self._optimizer = optimizer_factory(
+            [(o.info, o.local) for o in local.parameters],
+            matrix_map(local.parameters, local.world),
+        )
+        make_optimizer_state(local, self._optimizer)
+        self._counted = [i for i, o in enumerate(local.parameters) if o.counted]
+        rows = [local.parameters[i].index for i in self._counted]
+        self._rows = torch.tensor(rows, dtype=torch.int64, device=self._world.device)
         self._metric_shapes: list[tuple[str, tuple[int, ...]]] | None = None
         self._divisor = torch.ones((), device=self._world.device)
 
     def train_step(self, batch: StepBatch, lr: float, limits: StepLimits) -> StepResult:
         """Forward, backward, clip and, within the limits, update with learning rate ``lr``."""
         weight = self._count_targets(batch)
-        self._stage.clear_gradients()
-        sums = self._stage.run(batch, scale=1.0 / weight, training=True)
-        gradients = self._stage.reduce_gradients()
+        self._local.clear_gradients()
+        sums = self._local.run(batch, scale=1.0 / weight, training=True)
+        gradients = self._local.reduce_gradients()
         squares, metrics = self._sum_over_ranks(sums, gradients)
         grad_norm = squares.sum().sqrt()
         loss_sum = metrics.pop("loss_sum")
@@ -65,7 +70,7 @@ class NativeEngine:
     def eval_step(self, batch: StepBatch) -> StepResult:
         """Forward only, over the same kind of batch."""
         weight = self._count_targets(batch)
-        sums = self._stage.run(batch, scale=None, training=False)
+        sums = self._local.run(batch, scale=None, training=False)
         _, metrics = self._sum_over_ranks(sums, [])
         zero = torch.zeros((), dtype=torch.float64, device=self._world.device)
         return self._result(metrics.pop("loss_sum"), weight, zero, zero.bool(), metrics)
@@ -78,31 +83,30 @@ class NativeEngine:
         self, gradients: list[Tensor], lr: float, grad_norm: Tensor, applied: Tensor
     ) -> None:
         """Clip by dividing inside the optimizer; skip on the device where not ``applied``."""
-        for owned, gradient in zip(self._stage.parameters, gradients, strict=True):
+        for owned, gradient in zip(self._local.parameters, gradients, strict=True):
             owned.local.grad = gradient
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         divisor = (grad_norm / self._grad_clip_norm).clamp(min=1.0).float()
         gated_step(self._optimizer, skip=(~applied).float(), divisor=divisor)
         self._divisor = torch.where(applied, divisor, 1.0)  # a refused step divides nothing
-        self._stage.publish_parameters()
+        self._local.publish_parameters()
 
     def _sum_over_ranks(
         self, sums: Mapping[str, Tensor], gradients: list[Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Add squared gradient norms (per row of the table) and metrics over all ranks at once.
 
-        Replicas hold the same gradients, so only the first contributes; every stage contributes its
-        rows and the last stage the metrics. float64, in the order of the table: ranks agree on
-        bits and layouts on the norm.
+        Of equal regions only the first holder's counts; the last stage gives the metrics. float64,
+        in the order of the table: ranks agree on bits and layouts on the norm.
         """
         shapes = self._agreed_shapes(sums)
         squares = torch.zeros(
-            len(self._stage.table), dtype=torch.float64, device=self._world.device
+            len(self._local.table), dtype=torch.float64, device=self._world.device
         )
-        if gradients and self._world.replica_rank == 0:
-            norms = torch.stack(torch._foreach_norm(gradients))
-            squares[self._rows] = norms.double().square()
+        if gradients and self._counted:
+            norms = torch.stack(torch._foreach_norm([gradients[i] for i in self._counted]))
+            squares[self._rows] = norms.to(squares).square()
         flat = [
             sums[name].reshape(-1) if name in sums else squares.new_zeros(math.prod(shape))
             for name, shape in shapes
@@ -116,7 +120,7 @@ class NativeEngine:
         """Learn once from the last stage which metrics the loss gives."""
         if self._metric_shapes is None:
             mine = [(name, tuple(value.shape)) for name, value in sums.items()]
-            self._metric_shapes = self._world.share(mine, source=self._world.world_size - 1)
+            self._metric_shapes = self._world.share(mine, source=self._local.loss_rank)
         return self._metric_shapes
 
     def _result(
@@ -137,36 +141,33 @@ class NativeEngine:
 
     def gradients(self) -> dict[str, Tensor]:
         """Full gradients (before clipping) of the last train_step by global name; collective."""
-        whole = self._gather(
-            {
-                owned.info.name: torch.zeros_like(owned.tensor)
-                if owned.tensor.grad is None
-                else owned.tensor.grad
-                for owned in self._stage.parameters
-            }
-        )
+        whole = self._gather([owned.local_gradient() for owned in self._local.parameters])
         divisor = self._divisor.cpu()
         return {name: gradient * divisor.to(gradient.dtype) for name, gradient in whole.items()}
 
     def full_parameters(self) -> dict[str, Tensor]:
         """Full logical parameters by global name, on CPU, on every rank; collective."""
-        return self._gather({o.info.name: o.tensor.detach() for o in self._stage.parameters})
+        return self._gather([owned.local.detach() for owned in self._local.parameters])
 
-    def _gather(self, owned: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Give every rank the whole of every row of the table, on the CPU."""
+    def _gather(self, values: list[Tensor]) -> dict[str, Tensor]:
+        """Put the regions of all ranks together, on the CPU of every rank."""
+        mine = {
+            owned.index: (owned.region, value)
+            for owned, value in zip(self._local.parameters, values, strict=True)
+            if owned.counted
+        }
         whole: dict[str, Tensor] = {}
-        for info, owner in zip(self._stage.table, self._stage.owners, strict=True):
-            mine = owned.get(info.name)
-            if mine is None:
-                tensor = torch.empty(info.shape, dtype=self._dtype, device=self._world.device)
-            else:
-                tensor = mine.full_tensor() if isinstance(mine, DTensor) else mine.clone()
-            whole[info.name] = self._world.broadcast(tensor, owner, "pp").cpu()
+        for index, info in enumerate(self._local.table):
+            tensor = torch.zeros(info.shape, dtype=self._dtype, device=self._world.device)
+            if index in mine:
+                region, value = mine[index]
+                tensor[region] = value.to(tensor)
+            whole[info.name] = self._world.sum(tensor).cpu()
         return whole
 
     def state_dict(self) -> dict[str, Tensor]:
         """Name what this rank owns in the schema of ``engine.state``; shares storage."""
-        return state_dict(self._stage, self._optimizer)
+        return state_dict(self._local, self._optimizer)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over a state of the schema, whole or sharded as here.
@@ -174,11 +175,11 @@ class NativeEngine:
         Raises:
             CheckpointError: a tensor is missing or has another shape.
         """
-        load_state_dict(self._stage, self._optimizer, state)
+        load_state_dict(self._local, self._optimizer, state)
 
     def close(self) -> None:
         """Free gradients and optimizer state; no collective."""
-        self._stage.clear_gradients()
+        self._local.clear_gradients()
         self._optimizer.state.clear()
 
 

@@ -12,14 +12,24 @@ from torch import Tensor, nn
 
 from llmtrain.data.batch import StepBatch
 from llmtrain.model.parameters import ParameterInfo
+from llmtrain.parallel.matrices import MatrixMap
 from llmtrain.parallel.stage import LossFunction
 
-__all__ = ["Engine", "LossFunction", "OptimizerFactory", "StepLimits", "StepResult"]
+__all__ = [
+    "Engine",
+    "LossFunction",
+    "MatrixMap",
+    "OptimizerFactory",
+    "StepLimits",
+    "StepResult",
+]
 
-OptimizerFactory = Callable[[Sequence[tuple[ParameterInfo, nn.Parameter]]], torch.optim.Optimizer]
+OptimizerFactory = Callable[
+    [Sequence[tuple[ParameterInfo, nn.Parameter]], MatrixMap], torch.optim.Optimizer
+]
 """Makes the optimizer of the plain tensors a rank holds, given with their rows of the table.
 
-The engine knows the parameters, not the update rule; the optimizer must take ``found_inf`` (fused).
+The engine knows the parameters, not the update rule; the optimizer must take ``found_inf``.
 """
 
 
@@ -38,7 +48,11 @@ class StepResult:
     """What one step did, summed over the whole global batch; identical on every rank."""
 
     loss_sum: Tensor
-    """Sum of weighted target losses in nats, float32 scalar (float64 in fp64 runs)."""
+    """Sum in nats of what is optimised, float32 scalar (float64 in fp64 runs).
+
+    It is the weighted cross entropy of all targets, plus the z-loss where it has a weight, which
+    ``metrics`` then gives apart as ``z_loss_sum``.
+    """
     target_tokens: Tensor
     """Number (total weight) of targets in the global batch, scalar."""
     grad_norm: Tensor

@@ -1,8 +1,8 @@
 """The one schema of a checkpoint's tensors, the same for every engine and layout.
 
 ``model.<name>`` is a parameter and ``optim.<name>.<state>`` a state of its optimizer, under the
-global parameter name, whole (or a DTensor that stands for the whole) and in fp32 (fp64 in fp64
-runs); ``optim.step`` counts the updates made. Hyper-parameters are not state: they come from the
+global parameter name, in the whole parameter's coordinates and in fp32 (fp64 in fp64 runs);
+``optim.step`` counts the updates made. Hyper-parameters are not state: they come from the
 configuration.
 
 Invariant: a rank's dict holds what the rank owns and shares storage with the engine, so loading in
@@ -13,21 +13,20 @@ place (as torch's distributed checkpoint does) reaches the engine.
     engine.load_state_dict(state)
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
+from llmtrain.engine.portion import Portion, take
 from llmtrain.errors import CheckpointError
-from llmtrain.parallel.apply import OwnedParameter, Stage
-from llmtrain.parallel.fsdp import like_parameter, local_slices
+from llmtrain.parallel.local import LocalModel, OwnedParameter
 
 STEP = "step"
 """Name under which torch's optimizers count updates, per parameter; saved once."""
 
 
-def make_optimizer_state(stage: Stage, optimizer: torch.optim.Optimizer) -> None:
+def make_optimizer_state(local: LocalModel, optimizer: torch.optim.Optimizer) -> None:
     """Have ``optimizer`` create its state now, by an update that its gate skips.
 
     Raises:
@@ -35,10 +34,10 @@ def make_optimizer_state(stage: Stage, optimizer: torch.optim.Optimizer) -> None
     """
     if not getattr(optimizer, "_step_supports_amp_scaling", False):
         raise TypeError(f"{type(optimizer).__name__} has no gate; build it with fused=True")
-    for owned in stage.parameters:
+    for owned in local.parameters:
         owned.local.grad = torch.zeros_like(owned.local)
-    gated_step(optimizer, skip=torch.ones((), device=stage.world.device), divisor=None)
-    stage.clear_gradients()
+    gated_step(optimizer, skip=torch.ones((), device=local.world.device), divisor=None)
+    local.clear_gradients()
 
 
 def gated_step(optimizer: torch.optim.Optimizer, skip: Tensor, divisor: Tensor | None) -> None:
@@ -46,66 +45,87 @@ def gated_step(optimizer: torch.optim.Optimizer, skip: Tensor, divisor: Tensor |
 
     A skipped update changes nothing, the optimizer's step count included.
     """
-    optimizer.found_inf = skip  # type: ignore[attr-defined]
-    optimizer.grad_scale = divisor  # type: ignore[attr-defined]
+    device = optimizer.param_groups[0]["params"][0].device  # the host's where FSDP2 offloads
+    optimizer.found_inf = skip.to(device)  # type: ignore[attr-defined]
+    optimizer.grad_scale = (  # type: ignore[attr-defined]
+        None if divisor is None else divisor.to(device)
+    )
     optimizer.step()
 
 
-def state_dict(stage: Stage, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def state_dict(local: LocalModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Name every tensor this rank owns; see the schema above."""
     state: dict[str, Tensor] = {}
-    for owned in stage.parameters:
-        state[f"model.{owned.info.name}"] = owned.tensor.detach()
-        for key, value in _elementwise(optimizer, owned):
-            state[f"optim.{owned.info.name}.{key}"] = like_parameter(value, owned.tensor)
-    first = optimizer.state[stage.parameters[0].local]
+    for owned in _originals(local):
+        for name, view in _tensors(optimizer, owned):
+            state[name] = Portion(owned.info.shape, [(owned.region, view)], like=view)
+    first = optimizer.state[local.parameters[0].local]
     state["optim.step"] = first[STEP].detach().clone()
     return state
 
 
 def load_state_dict(
-    stage: Stage, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]
+    local: LocalModel, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]
 ) -> None:
     """Copy ``state`` into the engine; tensors that already share its storage stay.
 
-    Values may be whole tensors or DTensors of the same sharding; whole ones are cut to this rank.
+    Values may be whole tensors or portions of the same regions.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.
     """
-    targets = state_dict(stage, optimizer)
+    targets = state_dict(local, optimizer)
+    check_schema(targets, state)
+    with torch.no_grad():
+        for name, target in targets.items():
+            take(target, state[name])
+        for copy, original in _copies(local):
+            pairs = zip(_tensors(optimizer, copy), _tensors(optimizer, original), strict=True)
+            for (_, mine), (_, theirs) in pairs:
+                mine.copy_(theirs)
+        for owned in local.parameters:
+            optimizer.state[owned.local][STEP].copy_(state["optim.step"])
+    local.publish_parameters()
+
+
+def check_schema(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Compare names and shapes.
+
+    Raises:
+        CheckpointError: a tensor is missing or has another shape.
+    """
     missing = sorted(set(targets) - set(state))
     if missing:
         raise CheckpointError(
             f"the checkpoint lacks {len(missing)} tensors of this model, first {missing[0]}; "
             "use the model and optimizer configuration the checkpoint was made with"
         )
-    with torch.no_grad():
-        for name, target in targets.items():
-            _copy(name, target, state[name])
-        for owned in stage.parameters:
-            optimizer.state[owned.local][STEP].copy_(state["optim.step"])
-    stage.publish_parameters()
+    for name, target in targets.items():
+        if state[name].shape != target.shape:
+            raise CheckpointError(
+                f"{name} has shape {tuple(state[name].shape)} in the checkpoint, "
+                f"{tuple(target.shape)} in this run; use the model configuration the checkpoint "
+                "was made with"
+            )
 
 
-def _elementwise(
+def _tensors(
     optimizer: torch.optim.Optimizer, owned: OwnedParameter
-) -> list[tuple[str, Tensor]]:
-    """List the optimizer's tensors that have the parameter's shape."""
-    state = optimizer.state[owned.local]
-    return [(key, value) for key, value in state.items() if key != STEP]
+) -> Iterator[tuple[str, Tensor]]:
+    """List a parameter and the optimizer's tensors of its shape, by their names in the schema."""
+    yield f"model.{owned.info.name}", owned.local.detach()
+    for key, value in optimizer.state[owned.local].items():
+        if key != STEP:
+            yield f"optim.{owned.info.name}.{key}", value
 
 
-def _copy(name: str, target: Tensor, source: Tensor) -> None:
-    if source.shape != target.shape:
-        raise CheckpointError(
-            f"{name} has shape {tuple(source.shape)} in the checkpoint, {tuple(target.shape)} in "
-            "this run; use the model configuration the checkpoint was made with"
-        )
-    if not isinstance(target, DTensor):
-        whole = source.full_tensor() if isinstance(source, DTensor) else source
-        target.copy_(whole)
-    elif isinstance(source, DTensor):
-        target.to_local().copy_(source.to_local())
-    else:
-        target.to_local().copy_(source[local_slices(target)])
+def _originals(local: LocalModel) -> list[OwnedParameter]:
+    """List what this rank owns, a tied copy only where the embedding is on another rank."""
+    kept = {owned.index: owned for owned in reversed(local.parameters)}
+    return [kept[index] for index in sorted(kept)]
+
+
+def _copies(local: LocalModel) -> list[tuple[OwnedParameter, OwnedParameter]]:
+    """Pair tied copies with the embedding where both are on this rank."""
+    originals = {owned.index: owned for owned in local.parameters if not owned.copy}
+    return [(o, originals[o.index]) for o in local.parameters if o.copy and o.index in originals]

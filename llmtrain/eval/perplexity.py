@@ -181,7 +181,7 @@ def _rows_nats(
     hidden = model(*inputs)
     weight = model.head.weight
     flat = torch.from_numpy(targets).to(device).flatten()
-    _, losses = chunked_linear_cross_entropy(hidden.flatten(0, 1), weight, flat)
+    _, losses, _ = chunked_linear_cross_entropy(hidden.flatten(0, 1), weight, flat)
     return losses.double().sum()
 
 

@@ -66,6 +66,8 @@ def initialize_(
         elif name.endswith(".bias"):
             local.zero_()
         elif local.numel():
+            if config.tie_word_embeddings and name == "lm_head.weight":
+                name = "model.embed_tokens.weight"  # a stage's copy of it
             std = standard_deviation(name, config)
             _fill_normal(local, std, stream_key(seed, name), global_shape, slices)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from llmtrain.config.model import ModelConfig
 from llmtrain.model.cache import KeyValueCache
 from llmtrain.ops.attention import AttentionFunction, AttentionSpec
+from llmtrain.ops.cross_entropy import VocabPartition
 from llmtrain.ops.rope import Rotation
 
 
@@ -35,6 +36,9 @@ class BlockContext:
 class Linear(nn.Linear):
     """A linear map whose weights are zero until ``initialize_model`` or a checkpoint fills them."""
 
+    partition: VocabPartition | None = None
+    """Of an output head that holds a part of the vocabulary: which."""
+
     def reset_parameters(self) -> None:
         """Draw no random numbers; starting values are model/init.py's alone."""
         _zero(self)
@@ -42,6 +46,9 @@ class Linear(nn.Linear):
 
 class Embedding(nn.Embedding):
     """A table of vectors, zero until ``initialize_model`` or a checkpoint fills it."""
+
+    partition: VocabPartition | None = None
+    """Of a table that holds a part of the vocabulary: which."""
 
     def reset_parameters(self) -> None:
         """Draw no random numbers; starting values are model/init.py's alone."""

@@ -18,20 +18,26 @@ from llmtrain.errors import LayoutError
 from llmtrain.model.cache import KeyValueCache
 from llmtrain.model.layers import Block, BlockContext, Embedding, Linear, RMSNorm
 from llmtrain.ops.attention import AttentionFunction, AttentionSpec, sdpa_attention
+from llmtrain.ops.cross_entropy import VocabPartition
 from llmtrain.ops.rope import Rotation, rope_frequencies
 
 
 class TiedHead(nn.Module):
     """The output head of a model whose embedding matrix is also its head; owns no parameter."""
 
-    def __init__(self, embedding: nn.Embedding) -> None:
+    def __init__(self, embedding: Embedding) -> None:
         super().__init__()
         self.embedding = embedding
 
     @property
     def weight(self) -> Tensor:
-        """The embedding matrix [V, D]."""
+        """The embedding matrix [V, D], or the rows of it that are here."""
         return self.embedding.weight
+
+    @property
+    def partition(self) -> VocabPartition | None:
+        """Which rows are here; None where all are."""
+        return self.embedding.partition
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return logits [..., V] of hidden [..., D]."""
@@ -76,17 +82,20 @@ class Transformer(nn.Module):
     ) -> None:
         """Build blocks ``layers`` (all by default), with or without embedding and head.
 
+        With tied embeddings, a head without the embedding holds its own copy of the matrix as
+        ``lm_head.weight``; who splits the model so keeps the two equal.
+
         Raises:
-            LayoutError: the range does not lie in the model, or tied embeddings would be split.
+            LayoutError: the range does not lie in the model.
         """
         super().__init__()
         layers = range(config.num_hidden_layers) if layers is None else layers
-        _check_stage(config, layers, embedding, head)
+        _check_layers(config, layers)
         self.config = config
         self.model = Decoder(config, layers, embedding, head, attention)
         self.lm_head = (
             Linear(config.hidden_size, config.vocab_size, bias=False)
-            if head and not config.tie_word_embeddings
+            if head and not (config.tie_word_embeddings and embedding)
             else None
         )
         self._frequencies, self._rope_factor = rope_frequencies(
@@ -136,7 +145,7 @@ class Transformer(nn.Module):
 
     @property
     def head(self) -> Linear | TiedHead:
-        """The module from hidden to logits, with a ``weight`` [V, D]; given to the loss.
+        """The module from hidden to logits, with ``weight`` [V, D] and ``partition``, for the loss.
 
         Raises:
             LayoutError: this stage has no head.
@@ -148,20 +157,15 @@ class Transformer(nn.Module):
         return TiedHead(self.model.embed_tokens)
 
     def logits(self, hidden_BSD: Tensor) -> Tensor:
-        """Return logits [B, S, V] of what the last stage's forward gave."""
+        """Return logits [B, S, V] of what the last stage's forward gave; of the rows here alone."""
         logits: Tensor = self.head(hidden_BSD)
         return logits
 
 
-def _check_stage(config: ModelConfig, layers: range, embedding: bool, head: bool) -> None:
+def _check_layers(config: ModelConfig, layers: range) -> None:
     whole = range(config.num_hidden_layers)
     if layers.step != 1 or (len(layers) and (layers[0] not in whole or layers[-1] not in whole)):
         raise LayoutError(
             f"layers {layers.start}..{layers.stop - 1} do not lie in a model of "
             f"{len(whole)} layers; use a range inside 0..{len(whole) - 1}"
-        )
-    if config.tie_word_embeddings and embedding != head:
-        raise LayoutError(
-            "model.tie_word_embeddings=true needs embedding and head on one stage, found them "
-            "split; use parallel.pp=1 or model.tie_word_embeddings=false"
         )

@@ -1,16 +1,31 @@
 """Linear head and cross entropy in one, in chunks of tokens, so that [T, V] logits never exist.
 
 Invariant: the largest intermediate is [chunk_tokens, V]; loss and gradients equal those of
-``F.cross_entropy(F.linear(hidden, weight), targets)``. Gradients are computed chunk by chunk during
-the forward, while the logits are there, and only scaled in the backward: no logits are recomputed.
+``F.cross_entropy(F.linear(hidden, weight), targets)``, also where the rows of the matrix are spread
+over ranks. Gradients are computed chunk by chunk during the forward, while the logits are there,
+and only scaled in the backward: no logits are recomputed.
 
-    loss_sum, loss_T = chunked_linear_cross_entropy(hidden_TD, weight_VD, targets_T, weights_T)
+    total, loss_T, lse_T = chunked_linear_cross_entropy(hidden_TD, weight_VD, targets_T, weights_T)
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VocabPartition:
+    """Which rows of the vocabulary a head holds, and how those who hold the rest are reached."""
+
+    start: int
+    """Token id of the first row held here; the matrix has as many rows as are held."""
+    sum: Callable[[Tensor], Tensor]
+    """Gives the elementwise sum over all parts; every part calls it with the same shape."""
+    max: Callable[[Tensor], Tensor]
+    """Gives the elementwise maximum over all parts, likewise."""
 
 
 def chunked_linear_cross_entropy(
@@ -19,19 +34,27 @@ def chunked_linear_cross_entropy(
     targets_T: Tensor,
     weights_T: Tensor | None = None,
     chunk_tokens: int = 1024,
-) -> tuple[Tensor, Tensor]:
+    partition: VocabPartition | None = None,
+    z_loss_weight: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the weighted sum of the losses of all targets and, detached, the loss of each.
 
     Args:
-        hidden_TD: inputs of the head, [T, D].
-        weight_VD: matrix of the head, [V, D].
-        targets_T: target ids, int64 [T]; negative where there is none.
+        hidden_TD: inputs of the head, [T, D]; the same on every part of the vocabulary.
+        weight_VD: matrix of the head, [V, D], or this part's rows of it.
+        targets_T: target ids in the whole vocabulary, int64 [T]; negative where there is none.
         weights_T: weight of each target, [T]; null means 1.
         chunk_tokens: tokens whose logits exist at one time.
+        partition: how the vocabulary is spread; null means that all of it is here.
+        z_loss_weight: factor of the squared log of the softmax denominator that is added to the
+            loss of each target (arXiv:2204.02311, section 5).
 
     Returns:
-        Scalar sum in nats, differentiable in ``hidden_TD`` and ``weight_VD``; unweighted loss of
-        each token [T], 0 where there is no target. fp32, or fp64 for fp64 inputs.
+        Scalar sum in nats, z-loss included, differentiable in ``hidden_TD`` and ``weight_VD``:
+        with a partition the gradient of the hidden is this part's share, to be summed over parts.
+        Cross entropy of each token [T], unweighted and without z-loss, and log of its softmax
+        denominator [T]; both 0 where there is no target. fp32, or fp64 for fp64 inputs; with a
+        partition the same bits on every part.
     """
     accumulate = torch.float64 if weight_VD.dtype == torch.float64 else torch.float32
     has_target = targets_T >= 0
@@ -39,10 +62,22 @@ def chunked_linear_cross_entropy(
     if weights_T is not None:
         scale_T = scale_T * weights_T.to(accumulate)
     differentiate = torch.is_grad_enabled() and (hidden_TD.requires_grad or weight_VD.requires_grad)
-    loss_sum, loss_T = _ChunkedLinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_TD, weight_VD, targets_T.clamp(min=0), scale_T, chunk_tokens, differentiate
+    total, loss_T, lse_T = _ChunkedLinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden_TD,
+        weight_VD,
+        targets_T.clamp(min=0),
+        scale_T,
+        _Options(chunk_tokens, partition, z_loss_weight, differentiate),
     )
-    return loss_sum, loss_T * has_target
+    return total, loss_T * has_target, lse_T * has_target
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    chunk_tokens: int
+    partition: VocabPartition | None
+    z_loss_weight: float
+    differentiate: bool
 
 
 class _ChunkedLinearCrossEntropy(torch.autograd.Function):
@@ -55,48 +90,80 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
         weight_VD: Tensor,
         targets_T: Tensor,
         scale_T: Tensor,
-        chunk_tokens: int,
-        differentiate: bool,
-    ) -> tuple[Tensor, Tensor]:
+        options: _Options,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         compute = _compute_dtype(weight_VD)
         weight = weight_VD.to(compute)
-        loss_T = torch.empty_like(scale_T)
-        grad_hidden = torch.empty_like(hidden_TD) if differentiate else None
+        loss_T, lse_T = torch.empty_like(scale_T), torch.empty_like(scale_T)
+        grad_hidden = torch.empty_like(hidden_TD) if options.differentiate else None
         grad_weight = (
             torch.zeros_like(weight_VD, dtype=scale_T.dtype)
-            if differentiate and weight_VD.requires_grad
+            if options.differentiate and weight_VD.requires_grad
             else None
         )
         with torch.autocast(weight.device.type, enabled=False):
-            for start in range(0, hidden_TD.shape[0], chunk_tokens):
-                part = slice(start, start + chunk_tokens)
+            for start in range(0, hidden_TD.shape[0], options.chunk_tokens):
+                part = slice(start, start + options.chunk_tokens)
                 chunk = hidden_TD[part].to(compute)
-                logp = torch.log_softmax(chunk @ weight.T, dim=-1, dtype=scale_T.dtype)
-                index = targets_T[part, None]
-                loss_T[part] = -logp.gather(1, index)[:, 0]
+                logits = (chunk @ weight.T).to(scale_T.dtype)
+                loss_T[part], lse_T[part] = _losses_(logits, targets_T[part], options)
                 if grad_hidden is None:
                     continue
-                grad_logits = logp.exp_().scatter_add_(
-                    1, index, logp.new_full((), -1.0).expand(index.shape)
-                )
                 scale = scale_T[part, None]
-                grad_logits = grad_logits.to(compute)
+                grad_logits = logits.to(compute)
                 grad_hidden[part] = (grad_logits @ weight) * scale
                 if grad_weight is not None:
                     _add_product(grad_weight, grad_logits.T, (chunk * scale).to(compute))
         if grad_hidden is not None:
             ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight_VD.dtype
-        ctx.mark_non_differentiable(loss_T)
-        return (loss_T * scale_T).sum(), loss_T
+        ctx.mark_non_differentiable(loss_T, lse_T)
+        total_T = loss_T
+        if options.z_loss_weight:
+            total_T = loss_T + options.z_loss_weight * lse_T.square()
+        return (total_T * scale_T).sum(), loss_T, lse_T
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         factor = grads[0]
         if grad_weight is not None:
             grad_weight = (grad_weight * factor).to(ctx.weight_dtype)
-        return (grad_hidden * factor).to(grad_hidden.dtype), grad_weight, None, None, None, None
+        return (grad_hidden * factor).to(grad_hidden.dtype), grad_weight, None, None, None
+
+
+def _losses_(logits_TV: Tensor, targets_T: Tensor, options: _Options) -> tuple[Tensor, Tensor]:
+    """Return cross entropy and log of the softmax denominator of each token.
+
+    ``logits_TV`` is overwritten: with the gradient of cross entropy and z-loss, where asked for.
+    """
+    partition = options.partition
+    index = targets_T[:, None]
+    highest = logits_TV.amax(dim=1, keepdim=True)
+    if partition is not None:
+        highest = partition.max(highest)
+        index = index - partition.start
+        here = (index >= 0) & (index < logits_TV.shape[1])
+        index = index.masked_fill(~here, 0)
+    logits_TV -= highest
+    at_target = logits_TV.gather(1, index)
+    denominator = logits_TV.exp_().sum(dim=1, keepdim=True)
+    if partition is not None:
+        parts = torch.cat((at_target.masked_fill(~here, 0.0), denominator), dim=1)
+        sums = partition.sum(parts)
+        at_target, denominator = sums[:, :1], sums[:, 1:]
+    log_denominator = denominator.log()
+    lse = log_denominator + highest
+    if options.differentiate:
+        scale = denominator.reciprocal()
+        if options.z_loss_weight:
+            scale *= 1 + 2 * options.z_loss_weight * lse
+        logits_TV *= scale
+        minus_one = logits_TV.new_full((), -1.0).expand(index.shape)
+        if partition is not None:
+            minus_one = minus_one.masked_fill(~here, 0.0)
+        logits_TV.scatter_add_(1, index, minus_one)
+    return (log_denominator - at_target)[:, 0], lse[:, 0]
 
 
 def _compute_dtype(weight: Tensor) -> torch.dtype:

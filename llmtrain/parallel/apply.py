@@ -1,214 +1,215 @@
-"""The one order in which parallelism is applied: stages, shard, start values, bf16 copies.
+"""The one order in which parallelism is applied to a plain model.
+
+Stages on the meta device, tensor and sequence parallel, context parallel, recomputation,
+compilation, sharding, memory, start values, bf16 copies.
 
 Invariant: whatever the layout, the same seed gives the same parameters bit by bit, under the same
 global names; what follows sees plain tensors of this rank only.
 
-    stage = build_stage(config.model, config.parallel, config.engine, world, seed=0, loss=loss)
-    stage.run(batch, scale=1 / target_tokens, training=True)
+    local = build_local_model(config.model, config.parallel, config.engine, world, seed, loss)
+    sums = local.run(batch, scale=1 / target_tokens, training=True)
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from llmtrain.config.model import ModelConfig
-from llmtrain.config.parallel import EngineConfig, ParallelConfig
-from llmtrain.data.batch import StepBatch
+from llmtrain.config.parallel import SPLIT_BACKWARD, EngineConfig, ParallelConfig
 from llmtrain.errors import LayoutError
-from llmtrain.model.init import initialize_model
+from llmtrain.model.init import initialize_
 from llmtrain.model.parameters import ParameterInfo, parameter_table
 from llmtrain.model.transformer import Transformer
 from llmtrain.ops.attention import select_attention
-from llmtrain.parallel.fsdp import (
-    local_part,
-    locate,
-    reshard,
-    set_last_backward,
-    settle_shards,
-    shard,
-    sum_over_replicas,
-)
+from llmtrain.parallel.compile import compile_blocks
+from llmtrain.parallel.context import context_attention
+from llmtrain.parallel.fsdp import settle_shards, shard
+from llmtrain.parallel.local import LocalModel, OwnedParameter
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.precision import MasterWeights
-from llmtrain.parallel.stage import (
-    PREFIX,
-    LossFunction,
-    StageModule,
-    batch_fields,
-    split_layers,
-)
+from llmtrain.parallel.recompute import apply_recompute
+from llmtrain.parallel.region import Region, held, local_part, whole
+from llmtrain.parallel.replicas import GradientSum
+from llmtrain.parallel.stage import PREFIX, LossFunction, StageModule
+from llmtrain.parallel.tensor import apply_tensor_parallel
+from llmtrain.planner.stages import rank_of_stage, split_layers, stages_of_rank
 
 if TYPE_CHECKING:
     from llmtrain.parallel.pipeline import Pipeline
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OwnedParameter:
-    """A parameter of which this rank holds all or a shard, in fp32 (fp64 in fp64 runs)."""
-
-    info: ParameterInfo
-    """Its row in the parameter table."""
-    index: int
-    """Number of that row: the fixed order of sums."""
-    tensor: Tensor
-    """The logical parameter, plain or DTensor; its ``grad`` is the accumulated gradient."""
-    local: nn.Parameter
-    """The plain tensor this rank holds, sharing storage; what the optimizer updates."""
-
-    def local_gradient(self) -> Tensor:
-        """Give the plain gradient of the local part; zeros where nothing flowed."""
-        gradient = self.tensor.grad
-        return torch.zeros_like(self.local) if gradient is None else local_part(gradient)
+HIDDEN_DTYPES = {"fp64": torch.float64, "bf16": torch.bfloat16, "fp32": torch.float32}
+"""Type of the hidden states by ``engine.precision``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
-    """What this rank runs and owns; built by ``build_stage``."""
+class _Part:
+    """One stage of the pipeline while it is built."""
 
     module: StageModule
-    """The part of the model, sharded or cast where the layout asks for it."""
-    parameters: tuple[OwnedParameter, ...]
-    """What it owns, in table order."""
-    table: tuple[ParameterInfo, ...]
-    """Stored parameters of the whole model."""
-    owners: tuple[int, ...]
-    """Pipeline stage that holds each row of ``table``."""
-    pipeline: "Pipeline | None"
-    """Runs the micro-batches where there are several stages."""
-    masters: MasterWeights | None
-    """The fp32 parameters behind a bf16 module that is not sharded."""
-    world: World
-    """Process groups."""
-
-    def run(self, batch: StepBatch, scale: Tensor | None, training: bool) -> dict[str, Tensor]:
-        """Run all micro-batches; gradients of loss times ``scale`` add up in the parameters.
-
-        Returns:
-            Sums of the loss and its metrics over this rank's rows, float64; empty but on the last
-            stage.
-        """
-        self.module.scale = scale
-        self.module.totals = {}
-        if self.pipeline is not None:
-            with torch.set_grad_enabled(training):
-                self.pipeline.run(batch, training)
-        else:
-            self._run_alone(batch, training)
-        if not training:
-            reshard(self.module)
-        return self.module.totals
-
-    def _run_alone(self, batch: StepBatch, training: bool) -> None:
-        parts = batch.microbatches()
-        for number, part in enumerate(parts, start=1):
-            with torch.set_grad_enabled(training):
-                loss = self.module(part.tokens, **batch_fields(part))
-            if training:
-                set_last_backward(self.module, number == len(parts))
-                loss.sum().backward()
-
-    def reduce_gradients(self) -> list[Tensor]:
-        """Finish the sum over replicas; return the local gradients in table order."""
-        gradients = [owned.local_gradient() for owned in self.parameters]
-        if self.world.axes.dp_shard == 1:
-            sum_over_replicas(gradients, self.world)
-        return gradients
-
-    def clear_gradients(self) -> None:
-        """Forget the gradients of the last step."""
-        for owned in self.parameters:
-            owned.tensor.grad = None
-            owned.local.grad = None
-
-    def publish_parameters(self) -> None:
-        """Make forward see updated parameters."""
-        if self.masters is not None:
-            self.masters.publish()
+    """On the meta device, cut over tp."""
+    cuts: Mapping[str, Region]
+    """Regions of the parameters that tensor parallelism cut."""
 
 
-def build_stage(
+def build_local_model(
     model: ModelConfig,
     parallel: ParallelConfig,
     engine: EngineConfig,
     world: World,
     seed: int,
     loss: LossFunction,
-) -> Stage:
-    """Build, shard and initialise the part of the model that belongs to this rank.
+) -> LocalModel:
+    """Build, shard and initialise the stages of the model that belong to this rank.
 
     Raises:
-        LayoutError: the model cannot be split into ``parallel.pp`` stages.
+        LayoutError: the model cannot be split into as many stages.
     """
-    ranges = _checked_split(model, parallel.pp)
-    master_dtype = torch.float64 if engine.precision == "fp64" else torch.float32
-    bf16 = engine.precision == "bf16"
-    with torch.device("meta"):
-        transformer = Transformer(
-            model,
-            layers=ranges[world.pp_rank],
-            embedding=world.is_first_stage,
-            head=world.is_last_stage,
-            attention=select_attention(engine.attention, world.device),
-        ).to(master_dtype)
-    module = StageModule(transformer, loss if world.is_last_stage else None)
-    sharded = world.axes.dp_shard > 1
-    if sharded:
-        shard(module, world, bf16)
-    module.to_empty(device=world.device)
-    if sharded:
-        settle_shards(module)
-    initialize_model(transformer, model, seed, locate)
-    masters = MasterWeights(module) if bf16 and not sharded else None
-    pipeline = None
-    if parallel.pp > 1:
-        from llmtrain.parallel.pipeline import Pipeline  # its part of torch costs 0.7 s to import
-
-        hidden_dtype = torch.bfloat16 if bf16 else master_dtype
-        pipeline = Pipeline(module, world, parallel.schedule, model.hidden_size, hidden_dtype)
+    per_rank = parallel.num_stages_per_rank
+    numbers = stages_of_rank(parallel.schedule, parallel.pp, world.pp_rank, per_rank)
+    parts = [_part(model, parallel, engine, world, number, loss) for number in numbers]
+    bf16, sharded = engine.precision == "bf16", world.axes.dp_shard > 1
+    for part in parts:
+        if sharded:
+            shard(part.module, world, bf16, _reshards(parallel), parallel.cpu_offload)
+        offloaded = sharded and parallel.cpu_offload
+        part.module.to_empty(device=torch.device("cpu") if offloaded else world.device)
+        if sharded:
+            settle_shards(part.module)
     table = tuple(info for info in parameter_table(model) if info.tied_to is None)
-    return Stage(
-        module=module,
-        parameters=_owned(table, module, masters),
+    owned = sorted(
+        (o for part in parts for o in _owned(table, part, world)), key=lambda o: (o.index, o.copy)
+    )
+    for parameter in owned:
+        name, shape = parameter.info.name, parameter.info.shape
+        initialize_(local_part(parameter.tensor), name, shape, parameter.region, model, seed)
+    computing = [o.tensor for o in owned]
+    masters = MasterWeights([o.local for o in owned]) if bf16 and not sharded else None
+    if masters is not None:
+        pairs = zip(owned, masters.parameters, strict=True)
+        owned = [replace(o, tensor=master, local=master) for o, master in pairs]
+    last = rank_of_stage(parallel.schedule, parallel.pp, parallel.num_stages - 1)
+    if model.tie_word_embeddings and parallel.pp > 1:
+        world.join_ends(rank_of_stage(parallel.schedule, parallel.pp, 0), last)
+    modules = tuple(part.module for part in parts)
+    return LocalModel(
+        modules=modules,
+        parameters=tuple(owned),
         table=table,
-        owners=tuple(_owner(info.name, ranges) for info in table),
-        pipeline=pipeline,
+        pipeline=_pipeline(modules, numbers, model, parallel, engine, world),
         masters=masters,
+        replica_sum=_replica_sum(owned, computing, parallel, world),
         world=world,
+        loss_rank=last * (world.world_size // parallel.pp),
     )
 
 
-def _checked_split(model: ModelConfig, pp: int) -> list[range]:
-    if pp > model.num_hidden_layers:
+def _part(
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    engine: EngineConfig,
+    world: World,
+    number: int,
+    loss: LossFunction,
+) -> _Part:
+    """Build stage ``number`` on the meta device, with all that changes its forward."""
+    last = number == parallel.num_stages - 1
+    attention = select_attention(engine.attention, world.device)
+    context = world.group("cp")
+    if context is not None:
+        attention = context_attention(parallel.cp_method, attention, context)
+    with torch.device("meta"):
+        transformer = Transformer(
+            model,
+            layers=_checked_split(model, parallel)[number],
+            embedding=number == 0,
+            head=last,
+            attention=attention,
+        ).to(torch.float64 if engine.precision == "fp64" else torch.float32)
+    tensor = world.group("tp")
+    cuts = {} if tensor is None else apply_tensor_parallel(transformer, tensor)
+    apply_recompute(transformer, parallel, HIDDEN_DTYPES[engine.precision], world.device)
+    if engine.compile:
+        compile_blocks(transformer, world.device)
+    return _Part(module=StageModule(transformer, loss if last else None), cuts=cuts)
+
+
+def _checked_split(model: ModelConfig, parallel: ParallelConfig) -> list[range]:
+    num_stages, per_rank = parallel.num_stages, parallel.num_stages_per_rank
+    if num_stages > model.num_hidden_layers:
         raise LayoutError(
-            f"parallel.pp={pp} stages need a block each, found model.num_hidden_layers="
-            f"{model.num_hidden_layers}; use parallel.pp <= {model.num_hidden_layers}"
+            f"{num_stages} pipeline stages need a block each, found model.num_hidden_layers="
+            f"{model.num_hidden_layers}; use parallel.pp x stages_per_rank of at most "
+            f"{model.num_hidden_layers}"
         )
-    return split_layers(model, pp)
+    return split_layers(model, num_stages, parallel.schedule, per_rank)
 
 
-def _owned(
-    table: tuple[ParameterInfo, ...], module: StageModule, masters: MasterWeights | None
-) -> tuple[OwnedParameter, ...]:
-    """Pair the rows of the table this stage holds with their tensors."""
-    named: dict[str, nn.Parameter] = dict(module.named_parameters())
-    if masters is not None:
-        named = masters.parameters
-    owned = []
-    for index, info in enumerate(table):
-        tensor = named.get(PREFIX + info.name)
-        if tensor is not None:
-            plain = type(tensor) is nn.Parameter
-            local = tensor if plain else nn.Parameter(local_part(tensor))
-            owned.append(OwnedParameter(info=info, index=index, tensor=tensor, local=local))
-    return tuple(owned)
+def _reshards(parallel: ParallelConfig) -> bool:
+    """Whether FSDP2 frees what it gathered; under pp some schedules would lose gradients."""
+    if parallel.reshard_after_forward == "auto":
+        return parallel.pp == 1
+    return parallel.reshard_after_forward
 
 
-def _owner(name: str, ranges: list[range]) -> int:
-    """Tell which pipeline stage holds the parameter ``name``."""
-    parts = name.split(".")
-    if "layers" in parts:
-        layer = int(parts[parts.index("layers") + 1])
-        return next(stage for stage, layers in enumerate(ranges) if layer in layers)
-    return 0 if "embed_tokens" in parts else len(ranges) - 1
+def _owned(table: tuple[ParameterInfo, ...], part: _Part, world: World) -> Iterator[OwnedParameter]:
+    """Pair the tensors of a stage with their rows of the table."""
+    rows = {info.name: index for index, info in enumerate(table)}
+    for full_name, tensor in part.module.named_parameters():
+        name = full_name.removeprefix(PREFIX)
+        copy = name not in rows  # the head's copy of a tied embedding
+        index = rows["model.embed_tokens.weight" if copy else name]
+        info = table[index]
+        plain = type(tensor) is nn.Parameter
+        uncut = world.axes.tp > 1 and name not in part.cuts
+        yield OwnedParameter(
+            info=info,
+            index=index,
+            tensor=tensor,
+            local=tensor if plain else nn.Parameter(local_part(tensor)),
+            region=held(tensor, part.cuts.get(name, whole(info.shape))),
+            counted=world.is_first_replica and not copy and not (uncut and world.tp_rank > 0),
+            partial_over_tp=uncut,
+            copy=copy,
+        )
+
+
+def _replica_sum(
+    owned: list[OwnedParameter],
+    computing: list[Tensor],
+    parallel: ParallelConfig,
+    world: World,
+) -> GradientSum | None:
+    """Sum over replicas during the last backward, where the layout can and the user wants it."""
+    group = world.group("replicas")
+    if group is None or world.axes.dp_shard > 1:  # FSDP2 sums over replicas itself
+        return None
+    split = parallel.pp > 1 and parallel.schedule in SPLIT_BACKWARD
+    overlapped = not split and parallel.replica_sum != "after"
+    return GradientSum([o.tensor for o in owned], group, overlapped, sources=computing)
+
+
+def _pipeline(
+    modules: tuple[StageModule, ...],
+    numbers: tuple[int, ...],
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    engine: EngineConfig,
+    world: World,
+) -> "Pipeline | None":
+    if parallel.pp == 1:
+        return None
+    from llmtrain.parallel.pipeline import Pipeline  # its part of torch costs 0.7 s to import
+
+    return Pipeline(
+        modules,
+        numbers,
+        parallel.num_stages,
+        world,
+        parallel.schedule,
+        model.hidden_size,
+        HIDDEN_DTYPES[engine.precision],
+    )

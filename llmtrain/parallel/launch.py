@@ -13,7 +13,7 @@ from typing import Any
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 from torch.multiprocessing.spawn import spawn
 
-from llmtrain.parallel.mesh import Place
+from llmtrain.parallel.place import Place
 
 
 def run_ranks(function: Callable[..., None], size: int, store: Path, *arguments: Any) -> None:

@@ -1,14 +1,14 @@
-"""Where this process stands among the others: rendezvous, device, process groups, mesh.
+"""The mesh of all ranks: axes, device, process groups along each set of axes.
 
-Invariant: here alone (and in the command line) the environment is read, and here alone process
-groups are made; everything else is given a ``World``. A single process makes no group at all.
+Invariant: here alone process groups are made; everything else is given a ``World``. A single
+process makes no group, but one of its own for DeepSpeed.
 
     with World(config.parallel, config.engine) as world:
         print(world.rank, world.pp_rank, world.dp_rank, world.device)
 """
 
-import functools
 import logging
+import math
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,42 +18,56 @@ from typing import Self, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed import HashStore, PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed.device_mesh import DeviceMesh
 
 from llmtrain.config.parallel import EngineConfig, ParallelConfig, resolve_dp_shard
 from llmtrain.errors import ConfigError
+from llmtrain.parallel.place import PeerLostError, Place
 
 logger = logging.getLogger(__name__)
 
-AXES = ("pp", "dp_replicate", "dp_shard")
+AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
 """Mesh axes, the outermost (slowest link) first."""
 
 T = TypeVar("T")
-
-_RENDEZVOUS_TIMEOUT = timedelta(seconds=300)
-
-
-class PeerLostError(RuntimeError):
-    """A peer did not answer in time: it is dead or stuck, so no further collective can succeed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axes:
     """Ranks along each mesh axis, ``auto`` resolved."""
 
-    pp: int
-    """Pipeline stages."""
-    dp_replicate: int
+    pp: int = 1
+    """Pipeline ranks."""
+    dp_replicate: int = 1
     """Replicas that each hold everything of their stage."""
-    dp_shard: int
+    dp_shard: int = 1
     """Ranks that share parameters, gradients and optimizer state."""
+    cp: int = 1
+    """Ranks that each hold a part of every sequence."""
+    tp: int = 1
+    """Ranks that each hold a part of every matrix."""
 
     @property
     def dp(self) -> int:
         """Data-parallel ranks: each reads different rows."""
         return self.dp_replicate * self.dp_shard
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Ranks along each of AXES."""
+        return (self.pp, self.dp_replicate, self.dp_shard, self.cp, self.tp)
+
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Name the sets of axes along which ranks talk to each other."""
+        sharded = self.dp_shard > 1
+        return {
+            **{axis: (axis,) for axis in AXES},
+            "dp": ("dp_replicate", "dp_shard"),
+            "shard": ("dp_shard", "cp") if sharded else (),
+            "replicas": ("dp_replicate",) if sharded else ("dp_replicate", "cp"),
+            "stage": ("dp_replicate", "dp_shard", "cp", "tp"),
+        }
 
 
 def resolve_axes(parallel: ParallelConfig, world_size: int) -> Axes:
@@ -66,83 +80,9 @@ def resolve_axes(parallel: ParallelConfig, world_size: int) -> Axes:
         pp=parallel.pp,
         dp_replicate=parallel.dp_replicate,
         dp_shard=resolve_dp_shard(parallel, world_size),
+        cp=parallel.cp,
+        tp=parallel.tp,
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Number of this process among all, and the store through which they find each other."""
-
-    rank: int = 0
-    """Number among all processes."""
-    world_size: int = 1
-    """Number of processes."""
-    local_rank: int = 0
-    """Number among the processes of this machine."""
-    local_world_size: int = 1
-    """Number of processes on this machine."""
-    store: Store | None = None
-    """Key-value store all processes reach; None where there is one process."""
-
-    @classmethod
-    def from_environment(cls) -> "Place":
-        """Read what torchrun (or any launcher that sets RANK, WORLD_SIZE, MASTER_*) gave."""
-        world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        return cls(
-            rank=int(os.environ.get("RANK", "0")),
-            world_size=world_size,
-            local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", world_size)),
-            store=_rendezvous_store() if world_size > 1 else None,
-        )
-
-
-@functools.cache
-def _rendezvous_store() -> Store:
-    """Connect once per process: where rank 0 hosts the store, a second server would clash."""
-    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise ConfigError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set, but not {' and '.join(missing)}; "
-            "start the ranks with torchrun -m llmtrain ..., or unset WORLD_SIZE for one process"
-        )
-    store: Store
-    store, _, _ = next(iter(rendezvous("env://", timeout=_RENDEZVOUS_TIMEOUT)))
-    return store
-
-
-def publish_config(payload: bytes | None) -> bytes:
-    """Give every rank the bytes that rank 0 holds, before any process group exists.
-
-    Args:
-        payload: the bytes on rank 0, None elsewhere.
-
-    Raises:
-        PeerLostError: rank 0 published nothing, or a rank did not read, within five minutes.
-    """
-    place = Place.from_environment()
-    if place.store is None:
-        return _required(payload)
-    store = PrefixStore("llmtrain/config", place.store)
-    try:
-        if place.rank == 0:
-            store.set("payload", _required(payload).hex())
-        content = bytes.fromhex(store.get("payload").decode())
-        if store.add("read", 1) == place.world_size:
-            store.set("all_read", "1")
-        store.wait(["all_read"], _RENDEZVOUS_TIMEOUT)
-    except dist.DistError as error:
-        raise PeerLostError(
-            f"rank {place.rank} waited {_RENDEZVOUS_TIMEOUT.seconds} s for its peers at start-up; "
-            "look at the log of the rank that is missing"
-        ) from error
-    return content
-
-
-def _required(payload: bytes | None) -> bytes:
-    if payload is None:
-        raise ValueError("rank 0 publishes the configuration, so it must hold it")
-    return payload
 
 
 class World:
@@ -164,14 +104,19 @@ class World:
         self.rank, self.world_size = self.place.rank, self.place.world_size
         self.axes = resolve_axes(parallel, self.world_size)
         self.device = _choose_device(engine.device, self.place)
-        self.mesh: DeviceMesh | None = None
+        self._place_of = dict(zip(AXES, _coordinates(self.rank, self.axes.shape), strict=True))
         self._engine = engine
         self._groups: dict[str, dist.ProcessGroup] = {}
+        self._sets: dict[str, list[list[int]]] = {}
         self._control: dist.ProcessGroup | None = None
 
     def __enter__(self) -> Self:
         _prepare_process(self.device, self.place, self._engine.deterministic)
-        if self.world_size > 1:
+        if self._engine.kind == "deepspeed":
+            # It asks the environment for both, and was perhaps not started by its own launcher.
+            os.environ["LOCAL_RANK"] = str(self.place.local_rank)
+            os.environ["DS_ACCELERATOR"] = self.device.type
+        if self.world_size > 1 or self._engine.kind == "deepspeed":  # which wants a group of one
             self._connect()
         logger.info("rank %d of %d on %s: %s", self.rank, self.world_size, self.device, self.axes)
         return self
@@ -182,10 +127,19 @@ class World:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None and self.mesh is not None:
-            dist.destroy_process_group()
-        self.mesh = self._control = None
+        if kind is None and self._control is not None:
+            self._part()
+        self._control = None
         self._groups.clear()
+        self._sets.clear()
+
+    def _part(self) -> None:
+        """Leave together: a rank that is gone would fail peers that are still connecting to it."""
+        try:
+            self.agree(True)
+        except PeerLostError:
+            logger.warning("rank %d leaves before its peers", self.rank)
+        dist.destroy_process_group()
 
     def _connect(self) -> None:
         timeout = timedelta(seconds=self._engine.timeout_s)
@@ -198,33 +152,91 @@ class World:
             timeout=timeout,
             device_id=self.device if on_cuda else None,
         )
-        shape = (self.axes.pp, self.axes.dp_replicate, self.axes.dp_shard)
-        self.mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=AXES)
-        for axis in AXES:
-            if getattr(self.axes, axis) > 1:
-                self._groups[axis] = self.mesh[axis].get_group()
-        if self.axes.dp_replicate > 1 and self.axes.dp_shard > 1:
-            self._groups["dp"] = self.mesh["dp_replicate", "dp_shard"]._flatten("dp").get_group()
-        elif self.axes.dp > 1:
-            self._groups["dp"] = self._groups[
-                "dp_shard" if self.axes.dp_shard > 1 else "dp_replicate"
-            ]
+        for name, axes in self.axes.groups().items():
+            self._add_group(name, self._ranks_along(axes))
         self._control = dist.new_group(backend="gloo", timeout=timeout)
 
+    def _ranks_along(self, axes: tuple[str, ...]) -> list[list[int]]:
+        """Cut all ranks into sets that differ along ``axes`` only, each in rank order."""
+        kept = [AXES.index(axis) for axis in axes]
+        others = [index for index in range(len(AXES)) if index not in kept]
+        grid = torch.arange(self.world_size).view(self.axes.shape).permute(*others, *kept)
+        size = math.prod(self.axes.shape[index] for index in kept)
+        sets: list[list[int]] = grid.reshape(-1, size).tolist()
+        return sets
+
+    def _add_group(self, name: str, sets: list[list[int]]) -> None:
+        """Make the group of this rank, once for equal sets of ranks; every rank calls it alike."""
+        if len(sets[0]) == 1:
+            return
+        for known, same in self._sets.items():
+            if same == sets:
+                self._groups[name] = self._groups[known]
+                return
+        group = dist.group.WORLD if len(sets) == 1 else self._new_group(sets)
+        if group is None:
+            raise ValueError("groups are made after the process group of all ranks")
+        self._groups[name], self._sets[name] = group, sets
+
+    def _new_group(self, sets: list[list[int]]) -> dist.ProcessGroup:
+        """Make a group of each set of ranks; give the one this rank is in."""
+        timeout = timedelta(seconds=self._engine.timeout_s)
+        group: dist.ProcessGroup
+        group, _ = dist.new_subgroups_by_enumeration(sets, timeout=timeout)  # type: ignore[no-untyped-call]
+        return group
+
+    def join_ends(self, first: int, last: int) -> None:
+        """Make the group ``ends`` of the pipeline ranks that hold the first and the last stage.
+
+        Every rank calls it alike; ranks of other stages have no such group.
+        """
+        if first == last:
+            return
+        sets = [[ranks[first], ranks[last]] for ranks in self._ranks_along(("pp",))]
+        group = self._new_group(sets)
+        if self.pp_rank in (first, last):
+            self._groups["ends"] = group
+
+    def shard_mesh(self) -> DeviceMesh:
+        """Give the mesh FSDP2 shards over: [dp_replicate, dp_shard x cp], or the latter alone.
+
+        Raises:
+            ValueError: dp_shard is 1.
+        """
+        shard = self.group("shard")
+        if shard is None:
+            raise ValueError("nothing is sharded: dp_shard is 1")
+        kind = self.device.type
+        replicate = self.group("dp_replicate")
+        if replicate is None:
+            return DeviceMesh.from_group(shard, kind, mesh_dim_names=("dp_shard",))
+        ranks = next(
+            ranks for ranks in self._ranks_along(("dp_replicate", "dp_shard", "cp"))
+            if self.rank in ranks
+        )  # fmt: skip
+        return DeviceMesh.from_group(
+            [replicate, shard],
+            kind,
+            mesh=torch.tensor(ranks).view(self.axes.dp_replicate, -1),
+            mesh_dim_names=("dp_replicate", "dp_shard"),
+        )
+
     def _store(self) -> Store:
-        if self.place.store is None:
+        if self.place.store is not None:
+            return self.place.store
+        if self.world_size > 1:
             raise ValueError(f"{self.world_size} processes need a store to find each other")
-        return self.place.store
+        return HashStore()
 
     @property
     def pp_rank(self) -> int:
-        """Pipeline stage of this rank."""
-        return self.rank // self.axes.dp
+        """Number of this rank along pp."""
+        return self._place_of["pp"]
 
     @property
     def dp_rank(self) -> int:
         """Number of this rank among those that read different rows."""
-        return self.rank % self.axes.dp
+        return self._place_of["dp_replicate"] * self.axes.dp_shard + self._place_of["dp_shard"]
 
     @property
     def dp_size(self) -> int:
@@ -232,28 +244,28 @@ class World:
         return self.axes.dp
 
     @property
-    def is_first_stage(self) -> bool:
-        """Whether this rank holds the embedding."""
-        return self.pp_rank == 0
+    def cp_rank(self) -> int:
+        """Number of this rank along cp."""
+        return self._place_of["cp"]
 
     @property
-    def is_last_stage(self) -> bool:
-        """Whether this rank holds the head and computes the loss."""
-        return self.pp_rank == self.axes.pp - 1
+    def tp_rank(self) -> int:
+        """Number of this rank along tp."""
+        return self._place_of["tp"]
 
     @property
-    def replica_rank(self) -> int:
-        """Number of the replica this rank belongs to, along dp_replicate."""
-        return self.dp_rank // self.axes.dp_shard
+    def is_first_replica(self) -> bool:
+        """Whether this rank counts among those that hold the same parameters for other rows."""
+        return all(self._place_of[axis] == 0 for axis in self.axes.groups()["replicas"])
 
     def group(self, axis: str) -> dist.ProcessGroup | None:
-        """Give the group along ``axis`` (``dp``: both data axes); None where it is 1 long."""
+        """Give the group along an axis or a set of axes (see Axes.groups); None where 1 long."""
         return self._groups.get(axis)
 
     def sum(self, values: Tensor, axis: str | None = None) -> Tensor:
         """Add ``values`` in place over ``axis`` (all ranks by default); same bits everywhere."""
         group = self.group(axis) if axis is not None else None
-        if self.mesh is not None and (axis is None or group is not None):
+        if self._control is not None and (axis is None or group is not None):
             dist.all_reduce(values, group=group)
         return values
 
@@ -297,6 +309,15 @@ class World:
     def barrier(self) -> None:
         """Wait until every rank is here."""
         self.agree(False)
+
+
+def _coordinates(rank: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Place ``rank`` in a grid whose last axis changes fastest."""
+    coordinates = []
+    for size in reversed(shape):
+        rank, coordinate = divmod(rank, size)
+        coordinates.append(coordinate)
+    return tuple(reversed(coordinates))
 
 
 def _choose_device(name: str, place: Place) -> torch.device:

@@ -4,33 +4,35 @@ Invariant: the optimizer, checkpoints and gradients see fp32 only; bf16 copies a
 backward read. A micro-batch's bf16 gradient is added to the fp32 one as soon as it exists, which is
 what FSDP2 does with its mixed-precision policy, so layouts agree.
 
-    masters = MasterWeights(module)
+    masters = MasterWeights(list(module.parameters()))
     module(x).sum().backward()     # gradients land in masters.parameters
     masters.publish()              # after the update
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 
 class MasterWeights:
-    """The fp32 parameters behind a module, which is turned to bf16."""
+    """The fp32 parameters behind modules, whose own parameters are turned to bf16."""
 
-    def __init__(self, module: nn.Module) -> None:
-        """Keep the module's values in fp32 and cast its parameters to bf16 in place."""
-        self.parameters: dict[str, nn.Parameter] = {}
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Keep the values of ``parameters`` in fp32 and cast them to bf16 in place."""
+        self.parameters: list[nn.Parameter] = []
         self._copies: list[Tensor] = []
-        for name, parameter in module.named_parameters():
+        for parameter in parameters:
             master = nn.Parameter(parameter.detach().clone())
-            self.parameters[name] = master
+            self.parameters.append(master)
             parameter.data = parameter.data.to(torch.bfloat16)
             self._copies.append(parameter.data)
             _send_gradients(parameter, master)
 
     def publish(self) -> None:
-        """Cast the masters into the module's parameters."""
+        """Cast the masters into the modules' parameters."""
         with torch.no_grad():
-            torch._foreach_copy_(self._copies, list(self.parameters.values()))
+            torch._foreach_copy_(self._copies, list(self.parameters))
 
 
 def _send_gradients(parameter: nn.Parameter, master: nn.Parameter) -> None:

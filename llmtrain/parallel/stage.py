@@ -10,12 +10,10 @@ around a forward (FSDP2) have gathered the head too, and a stage of a pipeline i
 """
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from llmtrain.config.model import ModelConfig
 from llmtrain.data.batch import StepBatch
 from llmtrain.model.transformer import Transformer
 
@@ -48,7 +46,7 @@ class StageModule(nn.Module):
         """
         hidden: Tensor = self.transformer(x, fields["positions"], fields["document_ids"])
         if self.loss is None:
-            return hidden
+            return hidden.contiguous()  # as it is sent
         batch = StepBatch(**fields, num_microbatches=1)
         loss_sum, metrics = self.loss(hidden, self.transformer.head, batch)
         for name, value in {"loss_sum": loss_sum, **metrics}.items():
@@ -68,42 +66,3 @@ def batch_fields(batch: StepBatch) -> dict[str, Tensor]:
         "loss_weight": batch.loss_weight,
         "source_ids": batch.source_ids,
     }
-
-
-def split_layers(config: ModelConfig, pp: int) -> list[range]:
-    """Share the blocks out among ``pp`` stages so that the most expensive stage is cheapest.
-
-    The cost of a part is its number of weights that multiply, the head's included; the embedding
-    counts a quarter of its weights: its lookup is cheap, its dense gradient and update are not.
-    Every stage gets at least one block; ``pp`` is at most the number of blocks.
-    """
-    width, inner = config.hidden_size, config.intermediate_size
-    heads = config.num_attention_heads + config.num_key_value_heads
-    block = 2 * width * config.head_size * heads + 3 * width * inner
-    matrix = config.vocab_size * width
-    costs = [float(block)] * config.num_hidden_layers
-    costs[0] += matrix / 4
-    costs[-1] += matrix
-
-    edges = _edges(costs, pp)
-    return [range(start, stop) for start, stop in pairwise(edges)]
-
-
-def _edges(costs: list[float], parts: int) -> list[int]:
-    """Cut ``costs`` into contiguous parts with the least maximum; exact, by dynamic programming."""
-    count = len(costs)
-    total = [0.0]
-    for cost in costs:
-        total.append(total[-1] + cost)
-    # best[n]: (maximum cost, edges) of the first n blocks in the parts so far
-    best: list[tuple[float, list[int]]] = [(total[n], [0, n]) for n in range(count + 1)]
-    for part in range(2, parts + 1):
-        best = [
-            min(
-                ((max(best[m][0], total[n] - total[m]), [*best[m][1], n])
-                 for m in range(part - 1, n)),
-                default=(float("inf"), []),
-            )
-            for n in range(count + 1)
-        ]  # fmt: skip
-    return best[count][1]

@@ -12,34 +12,50 @@ from torch import Tensor, nn
 
 from llmtrain.data.batch import StepBatch
 from llmtrain.engine.protocol import LossFunction
-from llmtrain.ops.cross_entropy import chunked_linear_cross_entropy
+from llmtrain.ops.cross_entropy import VocabPartition, chunked_linear_cross_entropy
 
 
-def pretraining_loss(num_sources: int, chunk_tokens: int) -> LossFunction:
+def pretraining_loss(
+    num_sources: int, chunk_tokens: int, z_loss_weight: float = 0.0
+) -> LossFunction:
     """Make the loss of a mixture of ``num_sources`` sources.
 
-    Its metric sums are ``source_loss_sum`` and ``source_tokens``, both [num_sources].
+    The sum it returns is what is optimised: cross entropy and, with a weight above 0, the z-loss
+    (arXiv:2204.02311, section 5). Its metric sums are ``source_loss_sum`` and ``source_tokens``,
+    both [num_sources] and of the cross entropy alone, and with a weight ``z_loss_sum``, a scalar.
     """
 
     def loss(hidden: Tensor, head: nn.Module, batch: StepBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        weight = head.weight
-        if not isinstance(weight, Tensor):
-            raise TypeError(f"the head is a {type(head).__name__} without a weight matrix")
-        loss_sum, losses = chunked_linear_cross_entropy(
+        weight, partition = _matrix(head)
+        total, losses, log_denominators = chunked_linear_cross_entropy(
             hidden.flatten(0, 1),
             weight,
             batch.targets.flatten(),
             batch.loss_weight.flatten(),
             chunk_tokens,
+            partition,
+            z_loss_weight,
         )
         weights = batch.loss_weight.to(losses.dtype)
         weighted = losses.view_as(batch.targets) * weights
-        return loss_sum, {
+        metrics = {
             "source_loss_sum": _by_source(weighted, batch.source_ids, num_sources),
             "source_tokens": _by_source(weights, batch.source_ids, num_sources),
         }
+        if z_loss_weight:
+            squares = log_denominators.square() * weights.flatten()
+            metrics["z_loss_sum"] = z_loss_weight * squares.sum()
+        return total, metrics
 
     return loss
+
+
+def _matrix(head: nn.Module) -> tuple[Tensor, VocabPartition | None]:
+    """Give the head's matrix and which rows of the vocabulary it holds."""
+    weight, partition = head.weight, getattr(head, "partition", None)
+    if not isinstance(weight, Tensor) or not isinstance(partition, VocabPartition | None):
+        raise TypeError(f"the head is a {type(head).__name__} without a weight matrix")
+    return weight, partition
 
 
 def _by_source(values: Tensor, source_ids: Tensor, num_sources: int) -> Tensor:

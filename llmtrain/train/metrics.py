@@ -175,7 +175,7 @@ class Metrics:
             "step": progress.step,
             "num_steps": progress.num_steps,
             "tokens": progress.tokens,
-            "loss": _ratio(sums["loss"], sums["targets"]),
+            **_losses(sums),
             "grad_norm": _finite(grad_norm),
             "lr": self._schedule(progress.tokens),
             "tokens_per_s": tokens_per_s,
@@ -198,6 +198,17 @@ def per_source(names: Sequence[str], sums: Mapping[str, Any], prefix: str = "sou
     return {
         f"{prefix}loss": {name: _ratio(loss, count) for name, loss, count in by_name if count},
         f"{prefix}tokens": {name: count for name, _, count in by_name},
+    }
+
+
+def _losses(sums: Mapping[str, Any]) -> Row:
+    """Mean cross entropy as ``loss``; what z-loss adds to the optimised sum is shown apart."""
+    if "z_loss_sum" not in sums:
+        return {"loss": _ratio(sums["loss"], sums["targets"])}
+    z_loss = sums["z_loss_sum"]
+    return {
+        "loss": _ratio(sums["loss"] - z_loss, sums["targets"]),
+        "z_loss": _ratio(z_loss, sums["targets"]),
     }
 
 

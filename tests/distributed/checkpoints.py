@@ -10,7 +10,8 @@ from torch import Tensor
 from llmtrain.config.parallel import EngineConfig, ParallelConfig
 from llmtrain.config.training import CheckpointConfig
 from llmtrain.errors import CheckpointError
-from llmtrain.parallel.mesh import Place, World
+from llmtrain.parallel.mesh import World
+from llmtrain.parallel.place import Place
 from llmtrain.train.checkpoint import Checkpoints
 from llmtrain.train.progress import Progress
 

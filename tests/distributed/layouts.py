@@ -1,208 +1,242 @@
-"""Bodies that ranks run in the tests of layouts, and the layouts themselves."""
+"""The layouts that the parity suite runs, as rows of a table, and the model and batch they share.
 
-import hashlib
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+Invariant: every row passes the support matrix, and rows of one model, optimizer and precision have
+one reference: the native engine alone in one process.
+
+    LAYOUTS["fsdp2_pp2_zbv"].config       # the RunConfig of a row, on LAYOUTS[...].size ranks
+"""
+
 from dataclasses import dataclass, replace
+from typing import Any
 
-import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed import PrefixStore
-
-from llmtrain.config.model import ModelConfig
-from llmtrain.config.parallel import EngineConfig, ParallelConfig
-from llmtrain.config.training import OptimizerConfig
-from llmtrain.data.batch import StepBatch
-from llmtrain.data.synthetic import BatchShape, rank_rows, synthetic_batch
-from llmtrain.engine.native import NativeEngine, no_limits
-from llmtrain.errors import CheckpointError
-from llmtrain.parallel.apply import build_stage
-from llmtrain.parallel.fsdp import local_part
-from llmtrain.parallel.mesh import Place, World
-from llmtrain.train.loss import pretraining_loss
-from llmtrain.train.optimizer import optimizer_factory
+from llmtrain.config.limits import Facts
+from llmtrain.config.model import Llama3RopeScaling, ModelConfig
+from llmtrain.config.parallel import (
+    DeepSpeedConfig,
+    EngineConfig,
+    ParallelConfig,
+    implied_world_size,
+)
+from llmtrain.config.run import RunConfig
+from llmtrain.config.training import OptimizerConfig, TrainingConfig
+from llmtrain.data.synthetic import BatchShape
 
 MODEL = ModelConfig(
     vocab_size=67,
     hidden_size=20,
     intermediate_size=28,
-    num_hidden_layers=3,
-    num_attention_heads=2,
-    num_key_value_heads=1,
+    num_hidden_layers=4,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=4,
     qk_norm=True,
     attention_bias=True,
 )
-"""Small, with sizes that neither 2 nor 4 shards divide evenly everywhere."""
+"""Small; grouped heads, and sizes that shards and vocabulary parallelism do not divide evenly."""
 
-SHAPE = BatchShape(rows=8, sequence_length=24, vocab_size=MODEL.vocab_size)
-
-LAYOUTS = {
-    "single": ParallelConfig(dp_shard=1),
-    "dp2": ParallelConfig(dp_replicate=2, dp_shard=1),
-    "fsdp2": ParallelConfig(dp_shard=2),
-    "pp2_gpipe": ParallelConfig(pp=2, dp_shard=1, schedule="gpipe"),
-    "pp2_1f1b": ParallelConfig(pp=2, dp_shard=1, schedule="1f1b"),
-    "dp2_pp2": ParallelConfig(pp=2, dp_replicate=2, dp_shard=1),
-    "fsdp2_pp2": ParallelConfig(pp=2, dp_shard=2),
-    "fsdp4": ParallelConfig(dp_shard=4),
-    "hsdp2x2": ParallelConfig(dp_replicate=2, dp_shard=2),
+MODELS = {
+    "base": MODEL,
+    "tied": replace(MODEL, tie_word_embeddings=True),
+    "window": replace(
+        MODEL,
+        qk_norm=False,
+        attention_output_bias=True,
+        sliding_window=5,
+        rope_scaling=Llama3RopeScaling(factor=8.0, original_max_position_embeddings=16),
+    ),
 }
+"""Variants by name."""
+
+SHAPE = BatchShape(rows=8, sequence_length=32, vocab_size=MODEL.vocab_size)
+SEED = 5
+LEARNING_RATE = 3e-3
 
 
-def size_of(layout: str) -> int:
-    parallel = LAYOUTS[layout]
-    assert isinstance(parallel.dp_shard, int)
-    return parallel.pp * parallel.dp_replicate * parallel.dp_shard
+ENGINE = EngineConfig(device="cpu", timeout_s=60.0, loss_chunk_tokens=16)
 
 
-@dataclass
-class Rig:
-    """An engine in one layout and its batches."""
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """One row: what is compared with one process."""
 
-    world: World
-    engine: NativeEngine
+    name: str
+    parallel: ParallelConfig
+    engine: EngineConfig = ENGINE
+    model: str = "base"
+    """Name in MODELS."""
+    optimizer: str = "adamw"
 
-    def batch(self, step: int) -> StepBatch:
-        whole = synthetic_batch(SHAPE, seed=3, step=step)
-        return rank_rows(whole, self.world.dp_rank, self.world.dp_size, micro_batch_size=1)
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return implied_world_size(self.parallel)
 
-    def train(self, steps: range, lr: float = 3e-3) -> list[float]:
-        limits = no_limits(self.world.device)
-        results = [self.engine.train_step(self.batch(step), lr, limits) for step in steps]
-        return [(r.loss_sum / r.target_tokens).item() for r in results]
+    @property
+    def config(self) -> RunConfig:
+        """The whole of the row; few micro-batches, which is quick, but several on two ranks."""
+        whole = RunConfig(
+            model=MODELS[self.model],
+            parallel=self.parallel,
+            engine=self.engine,
+            training=TrainingConfig(
+                num_tokens=10**6,
+                sequence_length=SHAPE.sequence_length,
+                global_batch_tokens=SHAPE.rows * SHAPE.sequence_length,
+                seed=SEED,
+            ),
+            optimizer=OptimizerConfig(kind=self.optimizer, lr=LEARNING_RATE),
+        )
+        facts = Facts(whole, self.size)
+        rows = SHAPE.rows // facts.data_ranks
+        count = 2 * self.parallel.pp if self.size <= 2 else facts.fewest_microbatches
+        return replace(
+            whole, training=replace(whole.training, micro_batch_size=max(1, rows // count))
+        )
 
-
-@contextmanager
-def rig(
-    place: Place, layout: str, precision: str = "fp32", model: ModelConfig = MODEL
-) -> Iterator[Rig]:
-    engine_config = EngineConfig(precision=precision, device="cpu", timeout_s=60.0)
-    parallel = LAYOUTS[layout]
-    with World(parallel, engine_config, place) as world:
-        loss = pretraining_loss(num_sources=SHAPE.num_sources, chunk_tokens=16)
-        stage = build_stage(model, parallel, engine_config, world, seed=5, loss=loss)
-        factory = optimizer_factory(OptimizerConfig())
-        engine = NativeEngine(stage, factory, grad_clip_norm=1.0)
-        yield Rig(world, engine)
-        engine.close()
-
-
-@dataclass(frozen=True)
-class Curve:
-    """What a short run shows; floats of every step in order."""
-
-    start: str
-    """Digest of the starting parameters."""
-    held_out: float
-    """Loss of step 0's batch by eval_step, before any update."""
-    losses: list[float]
-    grad_norms: list[float]
-    source_losses: list[float]
-
-
-def curve(place: Place, layout: str, precision: str, num_steps: int) -> Curve:
-    """Evaluate once, then train ``num_steps`` steps."""
-    with rig(place, layout, precision) as r:
-        start = digest(r.engine.full_parameters())
-        evaluated = r.engine.eval_step(r.batch(0))
-        assert not evaluated.applied.item()
-        limits = no_limits(r.world.device)
-        results = [r.engine.train_step(r.batch(s), 3e-3, limits) for s in range(num_steps)]
-        assert all(result.applied.item() for result in results)
-        return Curve(
-            start=start,
-            held_out=(evaluated.loss_sum / evaluated.target_tokens).item(),
-            losses=[(x.loss_sum / x.target_tokens).item() for x in results],
-            grad_norms=[x.grad_norm.item() for x in results],
-            source_losses=[
-                (x.metrics["source_loss_sum"] / x.metrics["source_tokens"])[1].item()
-                for x in results
-            ],
+    @property
+    def reference(self) -> "Layout":
+        """The row it is compared with."""
+        precision = self.engine.precision
+        return Layout(
+            name=f"{self.model} {self.optimizer} {precision}",
+            parallel=ParallelConfig(dp_shard=1),
+            engine=replace(ENGINE, precision=precision),
+            model=self.model,
+            optimizer=self.optimizer,
         )
 
 
-def gradients(
-    place: Place, layout: str, precision: str, tied: bool
-) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss and full gradients of one step; gradients from rank 0 only."""
-    with rig(place, layout, precision, replace(MODEL, tie_word_embeddings=tied)) as r:
-        loss = r.train(range(1))[0]
-        whole = r.engine.gradients()
-        return loss, whole if place.rank == 0 else {}
+def native(name: str, **fields: Any) -> Layout:
+    """A row of the native engine; ``fields`` are ParallelConfig's, model, optimizer, precision."""
+    own = {key: fields.pop(key) for key in ("model", "optimizer") if key in fields}
+    engine = replace(ENGINE, precision=fields.pop("precision", "fp32"))
+    parallel = ParallelConfig(**{"dp_shard": 1, **fields})
+    return Layout(name=name, parallel=parallel, engine=engine, **own)
 
 
-def gated(place: Place, layout: str, reason: str) -> tuple[bool, bool, list[float], list[float]]:
-    """A refused step between two good ones.
-
-    Returns:
-        Whether the step was refused, whether state kept its bits, and the next losses with and
-        without it.
-    """
-    with rig(place, layout) as r:
-        r.train(range(2))
-        before = snapshot(r.engine)
-        bad, limits = r.batch(2), no_limits(r.world.device)
-        if reason == "not finite":
-            bad = replace(bad, loss_weight=bad.loss_weight * math.nan)
-        elif reason == "loss":
-            limits = replace(limits, max_loss=torch.tensor(0.5))
-        else:
-            limits = replace(limits, max_grad_norm=torch.tensor(1e-3))
-        refused = not r.engine.train_step(bad, 3e-3, limits).applied.item()
-        after = snapshot(r.engine)
-        same = before.keys() == after.keys() and all(
-            torch.equal(before[name], after[name]) for name in before
-        )
-        with_it = r.train(range(3, 5))
-    again = place.store and PrefixStore("again", place.store)
-    with rig(replace(place, store=again), layout) as r:
-        r.train(range(2))
-        return refused, same, with_it, r.train(range(3, 5))
+ZERO3 = {"stage3_param_persistence_threshold": 60, "sub_group_size": 2000}
+"""Cuts all but the smallest parameters of a model as small as this, and in several groups."""
 
 
-def snapshot(engine: NativeEngine) -> dict[str, torch.Tensor]:
-    """Copy the tensors this rank holds."""
-    return {name: local_part(tensor).clone() for name, tensor in engine.state_dict().items()}
+def zero(stage: int, suffix: str = "", **fields: Any) -> Layout:
+    """A row of DeepSpeed's engine with ZeRO ``stage``; offloads, and fields as of ``native``."""
+    names = ("offload_optimizer", "offload_parameters")
+    settings = {key: fields.pop(key) for key in names if key in fields}
+    row = native(f"deepspeed zero{stage}{suffix}", **fields)
+    config = {"zero_optimization": dict(ZERO3)} if stage == 3 else {}
+    deepspeed = DeepSpeedConfig(zero_stage=stage, config=config, **settings)
+    return replace(row, engine=replace(row.engine, kind="deepspeed", deepspeed=deepspeed))
 
 
-def save(place: Place, layout: str, precision: str, folder: str) -> list[float]:
-    """Train two steps, save, and return the next three losses."""
-    with rig(place, layout, precision) as r:
-        r.train(range(2))
-        dcp.save(r.engine.state_dict(), checkpoint_id=folder)
-        return r.train(range(2, 5))
+SINGLE = native("single")
+"""One process."""
 
+ONE_AXIS = (
+    native("dp2", dp_replicate=2),
+    native("dp2 after", dp_replicate=2, replica_sum="after"),
+    native("fsdp2", dp_shard=2),
+    native("fsdp2 keep", dp_shard=2, reshard_after_forward=False),
+    native("fsdp4", dp_shard=4),
+    native("tp2", tp=2),
+    native("tp4", tp=4),
+    native("cp2 all_gather", cp=2),
+    native("cp2 ulysses", cp=2, cp_method="ulysses"),
+    native("cp2 ring", cp=2, cp_method="ring"),
+    native("cp4 ring", cp=4, cp_method="ring"),
+    native("pp2 gpipe", pp=2, schedule="gpipe"),
+    native("pp2 1f1b", pp=2),
+    native("pp4 1f1b", pp=4),
+    native("pp2 interleaved_1f1b", pp=2, schedule="interleaved_1f1b"),
+    native("pp2 interleaved_zero_bubble", pp=2, schedule="interleaved_zero_bubble"),
+    native("pp2 zbv", pp=2, schedule="zbv"),
+    native("pp2 dualpipev", pp=2, schedule="dualpipev"),
+)
+"""Each axis alone."""
 
-def load(place: Place, layout: str, precision: str, folder: str) -> list[float]:
-    """Load what ``save`` wrote into a fresh engine and return the next three losses."""
-    with rig(place, layout, precision) as r:
-        state = r.engine.state_dict()
-        dcp.load(state, checkpoint_id=folder)
-        r.engine.load_state_dict(state)
-        return r.train(range(2, 5))
+TWO_AXES = (
+    native("dp2 fsdp2", dp_replicate=2, dp_shard=2),
+    native("pp2 dp2", pp=2, dp_replicate=2),
+    native("pp2 fsdp2", pp=2, dp_shard=2),
+    native("pp2 fsdp2 dualpipev", pp=2, dp_shard=2, schedule="dualpipev"),
+    native(
+        "pp2 fsdp2 interleaved_zero_bubble",
+        pp=2, dp_shard=2, schedule="interleaved_zero_bubble",
+    ),
+    native("pp2 tp2", pp=2, tp=2),
+    native("pp2 tp2 zbv", pp=2, tp=2, schedule="zbv"),
+    native("pp2 cp2 all_gather", pp=2, cp=2),
+    native(
+        "pp2 cp2 ring interleaved_1f1b",
+        pp=2, cp=2, cp_method="ring", schedule="interleaved_1f1b",
+    ),
+    native("dp2 tp2", dp_replicate=2, tp=2),
+    native("dp2 cp2 ring", dp_replicate=2, cp=2, cp_method="ring"),
+    native("fsdp2 tp2", dp_shard=2, tp=2),
+    native("fsdp2 cp2 all_gather", dp_shard=2, cp=2),
+    native("cp2 tp2 ring", cp=2, tp=2, cp_method="ring"),
+)  # fmt: skip
+"""Every pair of axes."""
 
+THREE_AXES = (
+    native("pp2 dp2 fsdp2", pp=2, dp_replicate=2, dp_shard=2),
+    native(
+        "pp2 dp2 cp2 zero bubble", pp=2, dp_replicate=2, cp=2, schedule="interleaved_zero_bubble"
+    ),
+    native("pp2 dp2 tp2 dualpipev", pp=2, dp_replicate=2, tp=2, schedule="dualpipev"),
+    native("pp2 fsdp2 cp2 zbv", pp=2, dp_shard=2, cp=2, cp_method="ulysses", schedule="zbv"),
+    native("pp2 fsdp2 tp2", pp=2, dp_shard=2, tp=2),
+    native("pp2 cp2 tp2", pp=2, cp=2, tp=2, cp_method="ring"),
+    native("dp2 fsdp2 cp2", dp_replicate=2, dp_shard=2, cp=2),
+    native("dp2 fsdp2 tp2", dp_replicate=2, dp_shard=2, tp=2),
+    native("dp2 cp2 tp2", dp_replicate=2, cp=2, tp=2, cp_method="ulysses"),
+    native("fsdp2 cp2 tp2", dp_shard=2, cp=2, tp=2, cp_method="ring"),
+)
+"""Every triple of axes, on eight ranks."""
 
-def digest(tensors: dict[str, torch.Tensor]) -> str:
-    """Hash names, shapes and bits."""
-    whole = hashlib.blake2b()
-    for name in sorted(tensors):
-        whole.update(f"{name}{tuple(tensors[name].shape)}".encode())
-        whole.update(tensors[name].contiguous().numpy().tobytes())
-    return whole.hexdigest()
+VARIANTS = (
+    native("tied fsdp2", model="tied", dp_shard=2),
+    native("tied pp2 1f1b", model="tied", pp=2),
+    native("tied pp2 zbv", model="tied", pp=2, schedule="zbv"),
+    native("tied pp2 fsdp2 tp2", model="tied", pp=2, dp_shard=2, tp=2),
+    native("window tp2", model="window", tp=2),
+    native("window cp2 ring", model="window", cp=2, cp_method="ring"),
+    native("recompute full pp2 fsdp2", pp=2, dp_shard=2, recompute="full"),
+    native("recompute selective tp2", tp=2, recompute="selective"),
+    native("recompute budget cp2", cp=2, recompute="budget"),
+    native("offload fsdp2", dp_shard=2, cpu_offload=True),
+    native("muon fsdp2 tp2", optimizer="muon", dp_shard=2, tp=2),
+    native("muon pp2 dp2", optimizer="muon", pp=2, dp_replicate=2),
+    native("lion cp2 tp2", optimizer="lion", cp=2, tp=2),
+)
+"""Tied embeddings, other attention, recomputation, offload, optimizers."""
 
+BF16 = (
+    native("bf16 dp2", precision="bf16", dp_replicate=2),
+    native("bf16 fsdp2", precision="bf16", dp_shard=2),
+    native("bf16 pp2 1f1b", precision="bf16", pp=2),
+    native("bf16 pp2 fsdp2", precision="bf16", pp=2, dp_shard=2),
+)
+"""Layouts that keep the order of sums within a row, and so the bf16 curve."""
 
-def relative(got: list[float], want: list[float]) -> float:
-    """Largest relative difference of two lists."""
-    return max(abs(g - w) / abs(w) for g, w in zip(got, want, strict=True))
+DEEPSPEED = (
+    zero(0, " dp2", dp_shard=2),
+    zero(1, " dp2", dp_shard=2),
+    zero(2, " dp2", dp_shard=2),
+    zero(3, " dp2", dp_shard=2),
+    zero(3, " dp4", dp_shard=4),
+    zero(0, " pp2", pp=2),
+    zero(0, " pp4", pp=4),
+    zero(1, " pp2 dp2", pp=2, dp_shard=2),
+    zero(1, " pp2 dp4", pp=2, dp_shard=4),
+    zero(2, " tied dp2", model="tied", dp_shard=2),
+    zero(2, " offload dp2", dp_shard=2, offload_optimizer=True),
+    zero(3, " offload dp2", dp_shard=2, offload_optimizer=True, offload_parameters=True),
+    zero(1, " lion dp2", optimizer="lion", dp_shard=2),
+)
+"""DeepSpeed's engine."""
 
-
-def load_incomplete(place: Place, layout: str) -> str:
-    """The message about a state that lacks a tensor."""
-    with rig(place, layout) as r:
-        state = {k: v for k, v in r.engine.state_dict().items() if k != "model.model.norm.weight"}
-        try:
-            r.engine.load_state_dict(state)
-        except CheckpointError as error:
-            return str(error)
-    return "loaded"
+NATIVE: dict[str, Layout] = {
+    row.name: row for row in (*ONE_AXIS, *TWO_AXES, *THREE_AXES, *VARIANTS)
+}
+LAYOUTS: dict[str, Layout] = NATIVE | {row.name: row for row in (*DEEPSPEED, *BF16)}
+"""Every row by name."""

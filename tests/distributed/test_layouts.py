@@ -1,94 +1,68 @@
-"""Every layout computes what one process computes: losses, gradients, start values, evaluation."""
+"""Every layout computes what one process computes; see layouts.py for the table of them."""
+
+from itertools import combinations
+from pathlib import Path
 
 import pytest
-from torch import Tensor
+import torch
 
-from llmtrain.parity import compare_gradients
-from tests.distributed.layouts import LAYOUTS, Curve, curve, gradients, relative, size_of
-from tests.world import RankPool
+from llmtrain.config.parallel import Schedule
+from llmtrain.config.run import broken_rules
+from llmtrain.data.synthetic import synthetic_batch
+from tests.distributed.figures import Suite
+from tests.distributed.layouts import BF16, DEEPSPEED, LAYOUTS, NATIVE, SHAPE, Layout
+from tests.distributed.parity_table import page, rows_of
 
-NUM_STEPS = 20
-ACCEPTED = {"dp2", "fsdp2", "pp2_gpipe", "pp2_1f1b", "dp2_pp2", "fsdp2_pp2"}
-PARALLEL = [name for name in LAYOUTS if name != "single"]
-
-
-def run_curve(ranks: RankPool, layout: str, precision: str, num_steps: int) -> Curve:
-    curves: list[Curve] = ranks.run(curve, layout, precision, num_steps, size=size_of(layout))
-    assert all(other == curves[0] for other in curves), "ranks disagree on bits"
-    return curves[0]
+REPOSITORY = Path(__file__).parents[2]
+AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
 
 
-@pytest.fixture(scope="module")
-def reference(ranks: RankPool) -> Curve:
-    return run_curve(ranks, "single", "fp32", NUM_STEPS)
+def axes_of(layout: Layout) -> frozenset[str]:
+    return frozenset(axis for axis in AXES if getattr(layout.parallel, axis) > 1)
 
 
-def test_evaluation_gives_the_loss_of_the_training_step(reference: Curve) -> None:
-    assert reference.held_out == reference.losses[0]
+def test_the_table_holds_what_it_should() -> None:
+    sets = {axes_of(layout) for layout in NATIVE.values()}
+    for number in (1, 2, 3):
+        assert {frozenset(some) for some in combinations(AXES, number)} <= sets
+    schedules = {x.parallel.schedule for x in NATIVE.values() if x.parallel.pp > 1}
+    assert schedules == set(Schedule.__args__)
+    assert {x.engine.deepspeed.zero_stage for x in DEEPSPEED} == {0, 1, 2, 3}
+    assert len(NATIVE) + len(DEEPSPEED) >= 40
+    for layout in LAYOUTS.values():
+        assert broken_rules(layout.config, layout.size) == []
 
 
-@pytest.mark.parametrize("layout", PARALLEL)
-def test_twenty_steps_agree_with_one_process(
-    layout: str, ranks: RankPool, reference: Curve
-) -> None:
-    steps = NUM_STEPS if layout in ACCEPTED else 6
-    got = run_curve(ranks, layout, "fp32", steps)
-
-    assert got.start == reference.start
-    assert relative([got.held_out], [reference.held_out]) <= 1e-6
-    assert relative(got.losses, reference.losses[:steps]) <= 1e-6
-    assert relative(got.source_losses, reference.source_losses[:steps]) <= 1e-6
-    assert relative(got.grad_norms, reference.grad_norms[:steps]) <= 1e-6
-
-
-@pytest.fixture(scope="module")
-def reference_gradients(ranks: RankPool) -> dict[str, tuple[float, dict[str, Tensor]]]:
-    return {
-        precision: ranks.run(gradients, "single", precision, False, size=1)[0]
-        for precision in ("fp32", "fp64")
-    }
+def test_the_batch_would_show_a_mean_of_means_and_a_cut_document() -> None:
+    batch = synthetic_batch(SHAPE, seed=3, step=0)
+    for ranks in (2, 4, 8):
+        weights = torch.stack([part.sum() for part in batch.loss_weight.chunk(ranks)])
+        assert len(set(weights.tolist())) == ranks
+    for chunks in (4, 8):  # cp=2 and cp=4
+        border = SHAPE.sequence_length // chunks
+        ids = batch.document_ids
+        assert bool((ids[:, border - 1] == ids[:, border]).any())
+        assert bool((ids[:, border - 1] != ids[:, border]).any() or (ids.diff() != 0).any())
+        part = batch.loss_weight.view(SHAPE.rows, chunks, -1).sum((0, 2))
+        assert len(set(part.tolist())) > 1
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 5e-6), ("fp64", 1e-12)])
-@pytest.mark.parametrize("layout", PARALLEL)
-def test_every_gradient_agrees_with_one_process(
-    layout: str,
-    precision: str,
-    tolerance: float,
-    ranks: RankPool,
-    reference_gradients: dict[str, tuple[float, dict[str, Tensor]]],
-) -> None:
-    want_loss, want = reference_gradients[precision]
-    loss, got = ranks.run(gradients, layout, precision, False, size=size_of(layout))[0]
-
-    worst = max(compare_gradients(got, want, step=1), key=lambda d: d.error)
-    assert worst.error <= tolerance, worst
-    assert relative([loss], [want_loss]) <= tolerance
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layout_agrees_with_one_process(name: str, suite: Suite) -> None:
+    assert suite.measure(LAYOUTS[name]).beyond() == []
 
 
-@pytest.mark.parametrize("layout", ["dp2", "fsdp2"])
-def test_tied_embeddings_count_once(layout: str, ranks: RankPool) -> None:
-    _, want = ranks.run(gradients, "single", "fp32", True, size=1)[0]
-    _, got = ranks.run(gradients, layout, "fp32", True, size=size_of(layout))[0]
-
-    assert "lm_head.weight" not in got
-    assert max(d.error for d in compare_gradients(got, want, step=1)) <= 5e-6
-
-
-@pytest.fixture(scope="module")
-def bf16_reference(ranks: RankPool) -> Curve:
-    return run_curve(ranks, "single", "bf16", 5)
+def test_bf16_stays_near_fp32(suite: Suite) -> None:
+    exact, rounded = (suite.reference(x) for x in (LAYOUTS["dp2"], BF16[0]))
+    assert rounded.start == exact.start
+    assert rounded.losses != exact.losses
+    errors = [abs(r / e - 1) for r, e in zip(rounded.losses, exact.losses, strict=True)]
+    assert max(errors[:5]) <= 2e-3
 
 
-@pytest.mark.parametrize("layout", ["dp2", "fsdp2", "pp2_1f1b", "fsdp2_pp2"])
-def test_bf16_layouts_agree(layout: str, ranks: RankPool, bf16_reference: Curve) -> None:
-    got = run_curve(ranks, layout, "bf16", 5)
-
-    assert got.start == bf16_reference.start
-    assert relative(got.losses, bf16_reference.losses) <= 1e-5
-
-
-def test_bf16_stays_near_fp32(reference: Curve, bf16_reference: Curve) -> None:
-    assert bf16_reference.start == reference.start
-    assert bf16_reference.losses != reference.losses[:5]
-    assert relative(bf16_reference.losses, reference.losses[:5]) <= 2e-3
+def test_docs_have_a_row_for_every_layout() -> None:
+    written = (REPOSITORY / "docs/parallelism.md").read_text()
+    assert [row[0] for row in rows_of(written)] == list(LAYOUTS), (
+        "run: python -m tests.distributed.parity_table docs/parallelism.md"
+    )
+    assert page(written, rows_of(written)) == written

@@ -7,27 +7,44 @@ import torch
 
 from llmtrain import parity
 from llmtrain.config.commands import ParityConfig
-from llmtrain.config.parallel import EngineConfig
+from llmtrain.config.parallel import DeepSpeedConfig, EngineConfig, ParallelConfig
 from llmtrain.config.training import TrainingConfig
 from llmtrain.errors import LayoutError
-from tests.distributed.layouts import LAYOUTS, MODEL
+from tests.distributed.layouts import MODEL
 
 CONFIG = ParityConfig(
     model=MODEL,
-    parallel=LAYOUTS["pp2_1f1b"],
+    parallel=ParallelConfig(dp_shard=1),
     engine=EngineConfig(device="cpu", precision="fp64"),
     training=TrainingConfig(num_tokens=64, sequence_length=16, global_batch_tokens=64),
     tolerance=1e-12,
-    steps=2,
+    steps=3,
 )
 
 
 def test_pipeline_against_one_device(capsys: pytest.CaptureFixture[str]) -> None:
-    assert parity.main(CONFIG) == 0
+    layout = ParallelConfig(pp=2, dp_shard=1, schedule="zbv")
+    assert parity.main(dataclasses.replace(CONFIG, parallel=layout)) == 0
 
-    last = capsys.readouterr().out.splitlines()[-1]
+    *_, summary, last = capsys.readouterr().out.splitlines()
+    assert summary.startswith("losses of 3 steps: worst ")
     assert last.startswith("parity: worst ")
     assert float(last.split()[2]) <= 1e-12
+
+
+def test_deepspeed_against_the_native_engine_on_one_device(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = dataclasses.replace(
+        CONFIG,
+        parallel=ParallelConfig(dp_shard=2),
+        engine=EngineConfig(
+            kind="deepspeed", device="cpu", deepspeed=DeepSpeedConfig(zero_stage=2)
+        ),
+        tolerance=5e-6,
+    )
+    assert parity.main(config) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("parity: worst ")
 
 
 def test_wrong_gradient_fails_and_is_named(
@@ -42,10 +59,10 @@ def test_wrong_gradient_fails_and_is_named(
         return steps
 
     monkeypatch.setattr(parity, "run_steps", off_in_one)
-    alone = dataclasses.replace(CONFIG, parallel=LAYOUTS["single"], steps=1)
 
-    assert parity.main(alone) == 1
-    last = capsys.readouterr().out.splitlines()[-1]
+    assert parity.main(dataclasses.replace(CONFIG, steps=1)) == 1
+    *_, summary, last = capsys.readouterr().out.splitlines()
+    assert summary.endswith("gradients: worst 1.000e-09 at lm_head.weight")
     assert last == "parity: worst 1.000e-09 at lm_head.weight"
 
 

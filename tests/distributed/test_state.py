@@ -1,64 +1,97 @@
-"""Refused steps change nothing; what one layout saves another continues."""
+"""What one layout saves another continues, on either engine: the same tensors, the same losses."""
 
+import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.distributed.layouts import gated, load, load_incomplete, relative, save, size_of
+from tests.distributed.layouts import DEEPSPEED, LAYOUTS, NATIVE, SINGLE, Layout
+from tests.distributed.rig import relative
+from tests.distributed.states import load, load_incomplete, read, save
 from tests.world import RankPool
 
-
-@pytest.mark.parametrize(
-    ("layout", "reason"),
-    [
-        ("single", "not finite"),
-        ("single", "loss"),
-        ("single", "grad_norm"),
-        ("dp2", "not finite"),
-        ("fsdp2", "loss"),
-        ("pp2_1f1b", "not finite"),
-        ("fsdp2_pp2", "grad_norm"),
-    ],
-)
-def test_refused_step_changes_no_bit(layout: str, reason: str, ranks: RankPool) -> None:
-    for refused, same, with_it, without in ranks.run(gated, layout, reason, size=size_of(layout)):
-        assert refused
-        assert same
-        assert with_it == without
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
 
-@pytest.mark.parametrize(
-    ("saved_on", "loaded_on", "precision"),
-    [
-        ("single", "fsdp2_pp2", "fp32"),
-        ("fsdp4", "pp2_gpipe", "fp32"),
-        ("dp2_pp2", "single", "fp32"),
-        ("fsdp2_pp2", "hsdp2x2", "fp32"),
-        ("hsdp2x2", "dp2", "fp32"),
-        ("pp2_1f1b", "fsdp2", "bf16"),
-        ("fsdp2", "single", "bf16"),
-    ],
-)
-def test_next_losses_after_loading_on_another_layout(
-    saved_on: str, loaded_on: str, precision: str, ranks: RankPool, tmp_path: Path
+def pairs() -> list[tuple[str, str]]:
+    """Twenty pairs drawn at random, five of each order of engines; eight layouts save."""
+    drawn = random.Random(3)
+    plain = {
+        "native": [x.name for x in NATIVE.values() if x.reference.name == SINGLE.reference.name],
+        "deepspeed": [x.name for x in DEEPSPEED if x.reference.name == SINGLE.reference.name],
+    }
+    found = []
+    for saving in plain:
+        savers = drawn.sample(plain[saving], 4)
+        for loading in plain:
+            others = drawn.sample([x for x in plain[loading] if x not in savers], 5)
+            found += [(savers[i % 4], other) for i, other in enumerate(others)]
+    return found
+
+
+RELATED = [
+    ("tied pp2 zbv", "tied fsdp2"),
+    ("tied fsdp2", "tied pp2 1f1b"),
+    ("muon fsdp2 tp2", "muon pp2 dp2"),
+    ("bf16 pp2 1f1b", "bf16 fsdp2"),
+]
+"""Pairs with other parameters, states or types."""
+
+
+class Savers:
+    """Runs each layout that saves once."""
+
+    def __init__(self, pools: dict[str, RankPool], folder: Path) -> None:
+        self.pools = pools
+        self.folder = folder
+        self.losses: dict[str, list[float]] = {}
+
+    def run(self, layout: Layout, body: Callable[..., list[float]], *paths: Path) -> list[float]:
+        pool = self.pools[layout.engine.kind]
+        results = pool.run(body, layout.config, *map(str, paths), size=layout.size)
+        return results[0]
+
+    def saved(self, name: str) -> tuple[Path, list[float]]:
+        """Folder of the state of a layout, and the losses it went on with."""
+        folder = self.folder / name
+        if name not in self.losses:
+            self.losses[name] = self.run(LAYOUTS[name], save, folder)
+        return folder, self.losses[name]
+
+
+@pytest.fixture(scope="module")
+def savers(
+    ranks: RankPool, deepspeed_ranks: RankPool, tmp_path_factory: pytest.TempPathFactory
+) -> Savers:
+    pools = {"native": ranks, "deepspeed": deepspeed_ranks}
+    return Savers(pools, tmp_path_factory.mktemp("saved"))
+
+
+@pytest.mark.parametrize(("saving", "loading"), [*pairs(), *RELATED])
+def test_another_layout_continues_with_the_same_state(
+    saving: str, loading: str, savers: Savers, tmp_path: Path
 ) -> None:
-    folder = str(tmp_path / "saved")
-    want = ranks.run(save, saved_on, precision, folder, size=size_of(saved_on))[0]
-    got = ranks.run(load, loaded_on, precision, folder, size=size_of(loaded_on))[0]
+    folder, want = savers.saved(saving)
+    got = savers.run(LAYOUTS[loading], load, folder, tmp_path / "again")
 
-    tolerance = 1e-6 if precision == "fp32" else 1e-5
+    before, after = read(folder), read(tmp_path / "again")
+    assert before.keys() == after.keys()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    assert any(name.startswith("optim.") and before[name].any() for name in before)
+    tolerance = 1e-5 if saving.startswith("bf16") else 1e-6
     assert relative(got, want) <= tolerance
 
 
-def test_same_layout_continues_bit_by_bit(ranks: RankPool, tmp_path: Path) -> None:
-    folder = str(tmp_path / "saved")
-    want = ranks.run(save, "fsdp2_pp2", "fp32", folder, size=4)[0]
-
-    assert ranks.run(load, "fsdp2_pp2", "fp32", folder, size=4)[0] == want
+@pytest.mark.parametrize("name", ["pp2 fsdp2", "pp2 dp2 tp2 dualpipev", "deepspeed zero2 dp2"])
+def test_same_layout_continues_bit_by_bit(name: str, savers: Savers) -> None:
+    folder, want = savers.saved(name)
+    assert savers.run(LAYOUTS[name], load, folder) == want
 
 
 def test_incomplete_state_is_refused(ranks: RankPool) -> None:
-    message = ranks.run(load_incomplete, "single", size=1)[0]
+    (message,) = ranks.run(load_incomplete, SINGLE.config, size=1)
     assert message.startswith(
         "the checkpoint lacks 1 tensors of this model, first model.model.norm.weight;"
     )

@@ -8,7 +8,8 @@ import pytest
 
 from llmtrain.config.parallel import EngineConfig, ParallelConfig
 from llmtrain.errors import LayoutError
-from llmtrain.parallel.mesh import PeerLostError, Place, World, publish_config
+from llmtrain.parallel.mesh import World
+from llmtrain.parallel.place import PeerLostError, Place, publish_config
 from tests.world import RankPool, RankTimeoutError
 
 TWO = ParallelConfig(dp_replicate=2, dp_shard=1)
@@ -18,22 +19,31 @@ def engine(timeout_s: float = 60.0) -> EngineConfig:
     return EngineConfig(device="cpu", timeout_s=timeout_s)
 
 
-def coordinates(place: Place) -> tuple[int, int, int, int, bool, bool]:
-    parallel = ParallelConfig(pp=2, dp_shard=2)
+def coordinates(place: Place) -> tuple[tuple[int, ...], dict[str, list[int] | None]]:
+    """Numbers along the axes, and the ranks of every group this rank is in."""
+    import torch.distributed as dist
+
+    parallel = ParallelConfig(pp=2, dp_shard=2, cp=1, tp=2)
     with World(parallel, engine(), place) as world:
-        return (
-            world.pp_rank, world.dp_rank, world.dp_size, world.replica_rank,
-            world.is_first_stage, world.is_last_stage,
-        )  # fmt: skip
+        world.join_ends(0, 1)
+        numbers = (world.pp_rank, world.dp_rank, world.cp_rank, world.tp_rank)
+        names = [*world.axes.groups(), "ends"]
+        groups = {name: world.group(name) for name in names}
+        return numbers, {
+            name: None if group is None else dist.get_process_group_ranks(group)
+            for name, group in groups.items()
+        }
 
 
-def test_every_rank_knows_its_place(ranks: RankPool) -> None:
-    assert ranks.run(coordinates, size=4) == [
-        (0, 0, 2, 0, True, False),
-        (0, 1, 2, 0, True, False),
-        (1, 0, 2, 0, False, True),
-        (1, 1, 2, 0, False, True),
+def test_every_rank_knows_its_place_and_its_groups(ranks: RankPool) -> None:
+    found = ranks.run(coordinates, size=8)
+    assert [numbers for numbers, _ in found] == [
+        (pp, dp, 0, tp) for pp in (0, 1) for dp in (0, 1) for tp in (0, 1)
     ]
+    assert found[5][1] == {
+        "pp": [1, 5], "dp_replicate": None, "dp_shard": [5, 7], "cp": None, "tp": [4, 5],
+        "dp": [5, 7], "shard": [5, 7], "replicas": None, "stage": [4, 5, 6, 7], "ends": [1, 5],
+    }  # fmt: skip
 
 
 def test_one_process_needs_no_group() -> None:

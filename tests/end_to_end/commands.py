@@ -3,24 +3,25 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
 
+from llmtrain.cli import main
 from llmtrain.data.lineage import DocumentRecord
 from llmtrain.data.manifest import write_manifest
 from llmtrain.data.writer import ShardWriter
 from llmtrain.train import archive
+from tests.distributed.states import read
+from tests.world import fork_rank
 
 REPOSITORY = Path(__file__).parents[2]
 VOCABULARY = 64
@@ -30,6 +31,7 @@ TIME_LIMIT_S = 120
 TINY = (
     "model=llama_demo",
     f"model.vocab_size={VOCABULARY}",
+    "model.num_hidden_layers=2",
     "model.hidden_size=16",
     "model.intermediate_size=32",
     "model.num_attention_heads=2",
@@ -43,7 +45,7 @@ TINY = (
     "monitor.log_every_steps=1",
     "monitor.wandb=disabled",
 )
-"""40 steps of 8 rows on a model of four small blocks."""
+"""40 steps of 8 rows on a model of two small blocks."""
 
 
 def make_store(folder: Path, seed: int, num_documents: int = 60) -> Path:
@@ -64,62 +66,160 @@ def make_store(folder: Path, seed: int, num_documents: int = 60) -> Path:
 
 
 class Command:
-    """One ``llmtrain`` command, alone or on several ranks under torchrun."""
+    """One ``llmtrain`` command, alone or on several ranks.
 
-    def __init__(self, words: Sequence[str], log: Path, ranks: int = 1) -> None:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        start = [sys.executable, *(launcher if ranks > 1 else []), "-m", "llmtrain"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    Its processes are forked from one that has imported torch, which saves most of the time of small
+    runs; each has a session, an environment and an output of its own and runs the console script's
+    function. With ``torchrun`` the real launcher starts real interpreters.
+    """
+
+    def __init__(
+        self, words: Sequence[str], log: Path, ranks: int = 1, torchrun: bool = False
+    ) -> None:
         self.log = log
-        with log.open("w") as output:
-            self.process = subprocess.Popen(
-                [*start, *words],
-                cwd=REPOSITORY,
-                env=environment,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        log.touch()
+        self._processes = (
+            [_Launcher(words, log, ranks)] if torchrun else _forked_ranks(words, log, ranks)
+        )
 
     @property
     def output(self) -> str:
         """Everything it has printed."""
         return self.log.read_text()
 
+    @property
+    def pid(self) -> int:
+        """Process id of the launcher, or of rank 0 where there is none."""
+        return self._processes[0].pid
+
+    @property
+    def ranks(self) -> list[int]:
+        """Process ids of the ranks, in order."""
+        return [pid for process in self._processes for pid in process.ranks]
+
+    @property
+    def ended(self) -> bool:
+        """Whether the launcher, or any rank where there is none, has ended."""
+        return any(process.status(0.0) is not None for process in self._processes)
+
     def wait(self) -> int:
-        """Its exit status; kills everything at the time limit."""
-        try:
-            return self.process.wait(TIME_LIMIT_S)
-        except subprocess.TimeoutExpired:
+        """The worst exit status; kills everything at the time limit."""
+        deadline = time.monotonic() + TIME_LIMIT_S
+        found = [process.status(deadline - time.monotonic()) for process in self._processes]
+        if None in found:
             self.kill()
-            raise AssertionError(f"not done after {TIME_LIMIT_S} s:\n{self.output}") from None
+            raise AssertionError(f"not done after {TIME_LIMIT_S} s:\n{self.output}")
+        return max((status for status in found if status is not None), key=abs)
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Wait until ``condition`` holds, which it must before the command ends."""
         deadline = time.monotonic() + TIME_LIMIT_S
         while not condition():
-            if self.process.poll() is not None or time.monotonic() > deadline:
+            if self.ended or time.monotonic() > deadline:
                 self.kill()
                 raise AssertionError(f"ended too early:\n{self.output}")
             time.sleep(0.005)
 
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send ``number`` to the launcher and to every rank."""
-        for pid in [self.process.pid, *self.ranks]:
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                continue
-        self.process.wait()
+    def send(self, number: int) -> None:
+        """Send a signal to the launcher, or to every rank where there is none."""
+        for process in self._processes:
+            os.kill(process.pid, number)
+
+    def kill(self) -> None:
+        """End launcher and ranks at once."""
+        for pid in {*self.ranks, *(process.pid for process in self._processes)}:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for process in self._processes:
+            process.status(TIME_LIMIT_S)
+
+
+class _Launcher:
+    """A real torchrun."""
+
+    def __init__(self, words: Sequence[str], log: Path, ranks: int) -> None:
+        launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        with log.open("w") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", *launcher, "-m", "llmtrain", *words],
+                cwd=REPOSITORY,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
 
     @property
     def ranks(self) -> list[int]:
-        """Process ids of the ranks a launcher started, in order."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
         try:
             return sorted(int(pid) for pid in children.read_text().split())
         except FileNotFoundError:
             return []
+
+    def status(self, timeout_s: float) -> int | None:
+        """Its exit status, None where it has not ended in time."""
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+
+class _Forked:
+    """A process that runs the function of the console script."""
+
+    def __init__(self, words: Sequence[str], log: Path, environment: dict[str, str]) -> None:
+        self._rank = fork_rank()
+        self.pid = self._rank.pid
+        self.ranks = [self.pid]
+        self._status: int | None = None
+        self._rank.pipe.send((run_words, 0, 1, "", (list(words), str(log), environment)))
+
+    def status(self, timeout_s: float) -> int | None:
+        """Its exit status, -9 where it was killed; None where it has not ended in time."""
+        if self._status is None and self._rank.pipe.poll(max(0.0, timeout_s)):
+            try:
+                _, self._status = self._rank.pipe.recv()
+            except (EOFError, ConnectionResetError):
+                self._status = -signal.SIGKILL
+            self._rank.pipe.close()
+        return self._status
+
+
+def _forked_ranks(words: Sequence[str], log: Path, ranks: int) -> list[_Forked]:
+    """Ranks that find in their environment what a launcher would set."""
+    if ranks == 1:
+        return [_Forked(words, log, {})]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    return [
+        _Forked(
+            words,
+            log,
+            {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
+             "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": port},
+        )
+        for rank in range(ranks)
+    ]  # fmt: skip
+
+
+def run_words(place: object, words: list[str], log: str, environment: dict[str, str]) -> int:
+    """Be a process that the shell has started: session, folder, environment, output."""
+    os.setsid()
+    os.chdir(REPOSITORY)
+    os.environ.update(environment)
+    file = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    try:
+        return main(words)
+    except SystemExit as left:
+        return left.code if isinstance(left.code, int) else 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
 
 
 def steps(run: Path) -> list[int]:
@@ -152,13 +252,4 @@ def saved_steps(run: Path) -> list[int]:
 
 def saved_state(run: Path, step: int) -> dict[str, Tensor]:
     """Every tensor of a checkpoint: parameters and optimizer."""
-    folder = archive.locate(run / "checkpoints" / archive.folder_name(step)).path
-    reader = FileSystemReader(folder)
-    stored = reader.read_metadata().state_dict_metadata
-    state = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in stored.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
-    load(state, storage_reader=reader, no_dist=True)
-    return state
+    return read(archive.locate(run / "checkpoints" / archive.folder_name(step)).path)

@@ -43,7 +43,7 @@ class Workplace:
     def run(self, name: str) -> Path:
         return self.folder / "runs" / name
 
-    def train(self, name: str, *words: str, ranks: int = 1) -> Command:
+    def train(self, name: str, *words: str, ranks: int = 1, torchrun: bool = False) -> Command:
         """Start (or go on with) the run ``name``."""
         sources = [f"data.sources.{source}={path}" for source, path in self.stores.items()]
         self._started += 1
@@ -51,6 +51,7 @@ class Workplace:
             ["train", *TINY, f"name={name}", f"runs_dir={self.folder}/runs", *sources, *words],
             self.folder / f"{self._started:02d}-{name}.log",
             ranks,
+            torchrun,
         )
 
     def finish(self, name: str, *words: str, ranks: int = 1, code: int = 0) -> str:
@@ -77,7 +78,7 @@ def killed(place: Workplace) -> Path:
     """The same run, killed with all its ranks right after the checkpoint of step 20."""
     command, run = place.train("killed", *PP2, ranks=2), place.run("killed")
     command.until(lambda: 20 in saved_steps(run))
-    command.kill(signal.SIGKILL)
+    command.kill()
     assert not (run / "status.json").exists()
     return run
 
@@ -118,8 +119,8 @@ def test_two_processes_on_one_run_are_one_too_many(place: Workplace) -> None:
     first, run = place.train("busy", *LONG), place.run("busy")
     first.until(lambda: len(steps(run)) >= 1)
     output = place.finish("busy", *LONG, code=2)
-    assert_one_sentence(output, f"busy is in use by process {first.process.pid} on ")
-    first.process.send_signal(signal.SIGTERM)
+    assert_one_sentence(output, f"busy is in use by process {first.pid} on ")
+    first.send(signal.SIGTERM)
     assert first.wait() == 3, first.output
 
 
@@ -149,9 +150,10 @@ def test_resumed_on_one_rank_and_then_on_four_gives_the_same_losses(
 def test_a_preempted_launch_saves_and_the_same_command_goes_on(
     place: Workplace, straight: Path
 ) -> None:
-    command, run = place.train("sharded", *DP2, ranks=2), place.run("sharded")
+    command = place.train("sharded", *DP2, ranks=2, torchrun=True)
+    run = place.run("sharded")
     command.until(lambda: len(steps(run)) >= 3)
-    command.process.send_signal(signal.SIGTERM)
+    command.send(signal.SIGTERM)
     command.wait()
     step = status(run)["step"]
     assert status(run) == {"code": 3, "reason": "preempted", "step": step}
@@ -162,7 +164,8 @@ def test_a_preempted_launch_saves_and_the_same_command_goes_on(
 
 
 def test_a_rank_that_dies_takes_the_run_down_without_a_save(place: Workplace) -> None:
-    command, run = place.train("orphan", *PP2, *LONG, ranks=2), place.run("orphan")
+    command = place.train("orphan", *PP2, *LONG, ranks=2, torchrun=True)
+    run = place.run("orphan")
     command.until(lambda: len(steps(run)) >= 3 and len(command.ranks) == 2)
     os.kill(command.ranks[1], signal.SIGKILL)
     assert command.wait() != 0
@@ -174,7 +177,7 @@ def test_alone_sigterm_saves_with_status_3_and_the_same_command_goes_on(place: W
     words = (*LONG, "monitor.wandb=offline")
     command, run = place.train("alone", *words), place.run("alone")
     command.until(lambda: len(steps(run)) >= 5)
-    command.process.send_signal(signal.SIGTERM)
+    command.send(signal.SIGTERM)
     assert command.wait() == 3, command.output
     step = status(run)["step"]
     assert status(run) == {"code": 3, "reason": "preempted", "step": step}
@@ -244,7 +247,7 @@ def test_a_truncated_store_is_one_sentence_and_status_2(fresh: Workplace) -> Non
 
 
 def test_wrong_words_under_torchrun_are_said_once(fresh: Workplace) -> None:
-    command = fresh.train("wrong", "optimizer.lrr=1", *PP2, ranks=2)
+    command = fresh.train("wrong", "optimizer.lrr=1", *PP2, ranks=2, torchrun=True)
     assert command.wait() != 0
     assert command.output.count("did you mean") == 1
     errors = [line for line in command.output.splitlines() if line.startswith("error: ")]

@@ -35,6 +35,7 @@ def test_options_stand_anywhere_and_launchers_may_add_theirs() -> None:
     assert (found.command, found.overrides) == ("train", ["a=1", "b=2"])
     assert found.config_dirs == [Path("x"), Path("y")]
     assert (found.show, found.multirun, found.help) == (True, True, False)
+    assert found.local_rank == 1
     assert parse(["--local-rank=0", "parity"], COMMANDS, (*OPTIONS, MULTIRUN)).command == "parity"
 
 
@@ -43,6 +44,10 @@ def test_options_stand_anywhere_and_launchers_may_add_theirs() -> None:
     [
         (["trian"], "unknown command trian; did you mean train?"),
         (["train", "--mulirun"], "unknown option --mulirun; did you mean --multirun?"),
+        (
+            ["--local_rank=one", "train"],
+            "unknown option --local_rank=one; use one of --cfg, --config-dir, --help, --multirun",
+        ),
         (["train", "--cfg"], "--cfg needs a value; write --cfg=job"),
         (["train", "--cfg=hydra"], "--cfg=hydra is unknown; use --cfg job"),
         (["train", "--config-dir"], "--config-dir needs a value; write --config-dir=DIR"),

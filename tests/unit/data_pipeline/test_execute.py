@@ -74,6 +74,24 @@ def nap(seconds: float) -> str:
     return "awake"
 
 
+class SlowToUnpickle:
+    """Takes a while to arrive at a worker, as a task does whose imports are slow."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[float]]:
+        return arrive_late, (self.seconds,)
+
+    def nothing(self) -> None:
+        """Take no time."""
+
+
+def arrive_late(seconds: float) -> SlowToUnpickle:
+    time.sleep(seconds)
+    return SlowToUnpickle(seconds)
+
+
 def collect(executor: LocalExecutor, tasks: list[Task]) -> dict[str, Any]:
     results: dict[str, Any] = {}
     executor.run(tasks, lambda task, value: results.__setitem__(task.key, value))
@@ -132,9 +150,24 @@ def test_answers_to_a_run_that_failed_do_not_count_in_the_next(tmp_path: Path) -
 
 
 def test_late_worker_is_replaced(tmp_path: Path) -> None:
-    with LocalExecutor(num_workers=1, time_limit_s=0.5) as executor:
-        task = Task("late", sleep_once, {"folder": str(tmp_path), "seconds": 60})
+    with LocalExecutor(num_workers=1, time_limit_s=2.0) as executor:
+        task = Task("late", sleep_once, {"folder": str(tmp_path), "seconds": 600})
         assert collect(executor, [task]) == {"late": "awake"}
+
+
+def test_time_to_start_a_worker_is_no_time_of_the_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit below the start of a process: imports and fork are not counted against it."""
+    with LocalExecutor(num_workers=1, time_limit_s=0.2) as executor:
+        task = Task("a", SlowToUnpickle(0.5).nothing, {})
+        assert collect(executor, [task]) == {"a": None}
+    monkeypatch.setattr("data_pipeline.execute._START_SECONDS", 0.2)
+    with (
+        LocalExecutor(num_workers=1, attempts=1) as executor,
+        pytest.raises(TaskFailedError, match=r"no worker began it within 0\.2 s"),
+    ):
+        collect(executor, [Task("b", SlowToUnpickle(600).nothing, {})])
 
 
 def test_workers_leave_with_the_executor() -> None:

@@ -9,16 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmtrain.config.parallel import EngineConfig
 from llmtrain.config.training import OptimizerConfig
 from llmtrain.data.batch import StepBatch
+from llmtrain.data.synthetic import synthetic_batch
 from llmtrain.engine.native import NativeEngine, no_limits
 from llmtrain.model.init import initialize_model
 from llmtrain.model.transformer import Transformer
-from llmtrain.parallel.apply import build_stage
-from llmtrain.parallel.mesh import Place, World
+from llmtrain.parallel.apply import build_local_model
+from llmtrain.parallel.mesh import World
+from llmtrain.parallel.place import Place
 from llmtrain.train.loss import pretraining_loss
-from llmtrain.train.optimizer import optimizer_factory
-from tests.distributed.layouts import LAYOUTS, MODEL, SHAPE, EngineConfig, synthetic_batch
+from llmtrain.train.optimizer import EPS, optimizer_factory
+from tests.distributed.layouts import MODEL, SHAPE, SINGLE
 
 SEED = 5
 LR = 3e-3
@@ -28,10 +31,10 @@ CPU = torch.device("cpu")
 def engine(grad_clip_norm: float) -> NativeEngine:
     """An fp64 engine of one process."""
     config = EngineConfig(precision="fp64", device="cpu")
-    with World(LAYOUTS["single"], config, Place()) as world:
+    with World(SINGLE.parallel, config, Place()) as world:
         loss = pretraining_loss(SHAPE.num_sources, chunk_tokens=16)
-        stage = build_stage(MODEL, LAYOUTS["single"], config, world, SEED, loss)
-        return NativeEngine(stage, optimizer_factory(OptimizerConfig()), grad_clip_norm)
+        local = build_local_model(MODEL, SINGLE.parallel, config, world, SEED, loss)
+        return NativeEngine(local, optimizer_factory(OptimizerConfig()), grad_clip_norm)
 
 
 def batches(num_microbatches: int) -> Iterator[StepBatch]:
@@ -59,7 +62,7 @@ def test_steps_are_those_of_plain_pytorch(num_microbatches: int, grad_clip_norm:
     vectors = [p for p in named.values() if p.dim() == 1]
     plain = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
-        lr=LR, betas=(config.beta1, config.beta2), eps=config.eps,
+        lr=LR, betas=(config.beta1, config.beta2), eps=EPS,
     )  # fmt: skip
     # a clip's divisor is fp32, as torch's fused optimizers take it
     exact = (

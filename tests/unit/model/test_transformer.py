@@ -91,7 +91,7 @@ def test_the_head_of_a_stage_without_one_is_refused() -> None:
         _ = made(head=False).head
 
 
-def test_tied_embeddings_are_one_parameter_and_stay_on_one_stage() -> None:
+def test_tied_embeddings_are_one_parameter_unless_stages_part_them() -> None:
     tied = replace(CONFIG, tie_word_embeddings=True)
     model = made(tied)
     names = list(model.state_dict())
@@ -102,9 +102,10 @@ def test_tied_embeddings_are_one_parameter_and_stay_on_one_stage() -> None:
     gradient = model.head.weight.grad
     assert gradient is not None
     assert gradient.ne(0).any(dim=1).all()
-    for part in ({"embedding": False}, {"head": False}):
-        with pytest.raises(LayoutError, match="tie_word_embeddings"):
-            Transformer(tied, **part)  # type: ignore[arg-type]
+    last = made(tied, embedding=False)
+    assert last.head.weight is last.get_parameter("lm_head.weight")
+    assert torch.equal(last.head.weight, model.head.weight)
+    assert "lm_head.weight" not in made(tied, head=False).state_dict()
 
 
 @pytest.mark.parametrize("window", [None, 3])

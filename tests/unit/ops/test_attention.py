@@ -7,9 +7,12 @@ import torch
 from torch import Tensor
 
 from llmtrain.errors import ConfigError
+from llmtrain.ops import attention
 from llmtrain.ops.attention import (
     ATTENTION,
+    PLAIN_BLOCKS,
     AttentionSpec,
+    block_attention,
     reference_attention,
     sdpa_attention,
     select_attention,
@@ -110,6 +113,74 @@ def test_gradients_of_sdpa_equal_those_of_the_reference() -> None:
         gradients.append(torch.autograd.grad(out.square().sum(), leaves))
     for found, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(found, expected)
+
+
+BLOCKS = {"plain": PLAIN_BLOCKS, **{name: backend.block for name, backend in ATTENTION.items()}}
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_of_keys_add_up_to_the_whole(
+    name: str, chunked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if chunked:
+        monkeypatch.setattr(attention, "_MAX_SCORES", 60)
+    block = BLOCKS[name]
+    leaves = [t.requires_grad_() for t in inputs(14)]
+    q, k, v = (t.detach() for t in leaves)
+    spec = AttentionSpec.within(*rows(5, 9), sliding_window=4)
+    out, lse = reference_attention(*leaves, spec)
+    assert lse is not None
+    dout = torch.randn_like(out)
+    wanted = torch.autograd.grad(out, leaves, dout)
+    found = [torch.zeros_like(t) for t in (q, k, v, out)]
+    for keys in (slice(0, 3), slice(3, 11), slice(11, 14)):
+        part = spec.part(slice(0, 14), keys)
+        some_out, some_lse = block.forward(q, k[:, keys], v[:, keys], part)
+        blind = ~part.mask.any(-1).expand_as(some_lse)
+        assert blind.any()
+        assert some_lse[blind].eq(-math.inf).all()
+        assert some_out[blind.transpose(1, 2)].eq(0).all()
+        found[3] += some_out * (some_lse - lse).exp().transpose(1, 2)[..., None]
+        shares = block.backward(dout, q, k[:, keys], v[:, keys], out.detach(), lse.detach(), part)
+        found[0] += shares[0]
+        found[1][:, keys] += shares[1]
+        found[2][:, keys] += shares[2]
+    for value, expected in zip(found, (*wanted, out), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_query_that_sees_no_key_at_all_has_no_gradient(name: str) -> None:
+    q, k, v = inputs(4)
+    nothing = AttentionSpec(
+        q_positions=torch.zeros(1, 4), q_document_ids=torch.zeros(1, 4),
+        kv_positions=torch.zeros(1, 4), kv_document_ids=torch.tensor([[0, 0, 1, 1]]),
+    )  # fmt: skip
+    nothing = nothing.part(slice(0, 4), slice(2, 4))
+    out, lse = BLOCKS[name].forward(q, k[:, 2:], v[:, 2:], nothing)
+    shares = BLOCKS[name].backward(torch.ones_like(q), q, k[:, 2:], v[:, 2:], out, lse, nothing)
+    assert all(share.eq(0).all() for share in shares)
+
+
+def test_blocks_in_bf16_keep_the_lse_in_fp32() -> None:
+    q, k, v = (t.bfloat16() for t in inputs(7))
+    spec = AttentionSpec.within(*rows(4, 3))
+    _, expected = reference_attention(q, k, v, spec)
+    for block in BLOCKS.values():
+        _, lse = block.forward(q, k, v, spec)
+        assert lse.dtype in (torch.float32, torch.float64)
+        torch.testing.assert_close(lse.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_backend_knows_its_blocks() -> None:
+    assert block_attention(reference_attention) is ATTENTION["reference"].block
+
+
+def test_what_is_derived_of_a_spec_is_made_once() -> None:
+    spec = AttentionSpec.within(*rows(4, 3))
+    assert spec.derived("answer", list) is spec.derived("answer", list)
+    assert spec.bias(torch.float32) is spec.bias(torch.float32)
 
 
 def test_auto_takes_the_first_and_unknown_names_are_refused() -> None:

@@ -1,15 +1,20 @@
-"""Chunked head and loss against the plain one: values, gradients, memory."""
+"""Chunked head and loss against the plain one: values, gradients, memory, parts, z-loss."""
 
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate, pairwise
+from threading import Barrier
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmtrain.data.batch import IGNORE_INDEX
-from llmtrain.ops.cross_entropy import chunked_linear_cross_entropy
+from llmtrain.ops.cross_entropy import VocabPartition, chunked_linear_cross_entropy
 
 T, D, V = 23, 6, 17
 
@@ -36,7 +41,7 @@ def test_equals_plain_cross_entropy(chunk_tokens: int, weighted: bool) -> None:
     hidden, weight, targets, weights = inputs()
     expected = plain(hidden, weight, targets)
     scale = weights.double() if weighted else torch.ones(T, dtype=torch.float64)
-    total, losses = chunked_linear_cross_entropy(
+    total, losses, _ = chunked_linear_cross_entropy(
         hidden, weight, targets, weights if weighted else None, chunk_tokens
     )
     torch.testing.assert_close(losses, expected)
@@ -107,7 +112,7 @@ def test_no_intermediate_exceeds_a_chunk_of_logits(differentiate: bool) -> None:
     hidden = torch.randn(tokens, width, requires_grad=differentiate)
     weight = torch.randn(vocab, width, requires_grad=differentiate)
     with LargestTensor() as watch:
-        total, _ = chunked_linear_cross_entropy(
+        total, _, _ = chunked_linear_cross_entropy(
             hidden, weight, torch.zeros(tokens, dtype=torch.int64), None, chunk
         )
         if differentiate:
@@ -117,7 +122,7 @@ def test_no_intermediate_exceeds_a_chunk_of_logits(differentiate: bool) -> None:
 
 def test_all_ignored_gives_zero_loss_and_gradient() -> None:
     hidden, weight, targets, _ = inputs()
-    total, losses = chunked_linear_cross_entropy(
+    total, losses, _ = chunked_linear_cross_entropy(
         hidden, weight, torch.full_like(targets, IGNORE_INDEX), None, 4
     )
     total.backward()
@@ -131,7 +136,7 @@ def test_all_ignored_gives_zero_loss_and_gradient() -> None:
 def test_bf16_keeps_sums_in_fp32(autocast: bool) -> None:
     hidden, weight, targets, weights = inputs(torch.float32 if autocast else torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        total, losses = chunked_linear_cross_entropy(hidden, weight, targets, weights, 5)
+        total, losses, _ = chunked_linear_cross_entropy(hidden, weight, targets, weights, 5)
     total.backward()
     assert total.dtype == losses.dtype == torch.float32
     assert weight.grad is not None
@@ -140,3 +145,95 @@ def test_bf16_keeps_sums_in_fp32(autocast: bool) -> None:
     torch.testing.assert_close(losses, expected.detach(), rtol=2e-2, atol=5e-2)
     (wanted,) = torch.autograd.grad((expected * weights).sum(), weight)
     torch.testing.assert_close(weight.grad.float(), wanted.float(), rtol=5e-2, atol=5e-2)
+
+
+Z_WEIGHT = 0.3
+
+
+def plain_with_z(
+    hidden: Tensor, weight: Tensor, targets: Tensor, scale: Tensor, z_weight: float
+) -> Tensor:
+    lse = F.linear(hidden, weight).logsumexp(dim=-1)
+    losses = plain(hidden, weight, targets) + z_weight * lse.square() * (targets >= 0)
+    return (losses * scale).sum()
+
+
+def test_z_loss_adds_the_weighted_square_of_the_log_denominator() -> None:
+    hidden, weight, targets, weights = inputs()
+    total, losses, lse = chunked_linear_cross_entropy(
+        hidden, weight, targets, weights, 7, z_loss_weight=Z_WEIGHT
+    )
+    wanted = plain_with_z(hidden, weight, targets, weights.double(), Z_WEIGHT)
+    torch.testing.assert_close(total, wanted)
+    torch.testing.assert_close(losses, plain(hidden, weight, targets))
+    denominators = F.linear(hidden, weight).logsumexp(dim=-1) * (targets >= 0)
+    torch.testing.assert_close(lse, denominators.detach())
+    found = torch.autograd.grad(total, (hidden, weight))
+    torch.testing.assert_close(found, torch.autograd.grad(wanted, (hidden, weight)))
+
+
+class Parts:
+    """Sums and maxima over the parts of a vocabulary, each of which runs in a thread."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.slots: list[Tensor] = [torch.empty(0)] * count
+        self.barrier = Barrier(count, timeout=20)
+
+    def combined(self, part: int, value: Tensor, how: str) -> Tensor:
+        self.slots[part] = value
+        self.barrier.wait()
+        stacked = torch.stack(self.slots)
+        self.barrier.wait()
+        return stacked.sum(dim=0) if how == "sum" else stacked.amax(dim=0)
+
+    def partition(self, part: int, start: int) -> VocabPartition:
+        return VocabPartition(
+            start=start,
+            sum=lambda value: self.combined(part, value, "sum"),
+            max=lambda value: self.combined(part, value, "max"),
+        )
+
+
+@settings(max_examples=25)
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    tokens=st.integers(1, 12),
+    chunk=st.integers(1, 13),
+    z_weight=st.sampled_from([0.0, Z_WEIGHT]),
+    seed=st.integers(0, 99),
+)
+def test_uneven_parts_of_the_vocabulary_give_the_whole(
+    sizes: list[int], tokens: int, chunk: int, z_weight: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(tokens, 3, dtype=torch.float64, generator=generator)
+    weight = 5 * torch.randn(sum(sizes), 3, dtype=torch.float64, generator=generator)
+    targets = torch.randint(-1, sum(sizes), (tokens,), generator=generator)
+    targets[targets < 0] = IGNORE_INDEX
+    scale = torch.rand(tokens, dtype=torch.float64, generator=generator)
+    edges = list(pairwise(accumulate(sizes, initial=0)))
+    parts = Parts(len(sizes))
+
+    def run(part: int) -> list[Tensor]:
+        start, stop = edges[part]
+        inputs = [hidden.clone().requires_grad_(), weight[start:stop].clone().requires_grad_()]
+        total, losses, lse = chunked_linear_cross_entropy(
+            *inputs, targets, scale, chunk, parts.partition(part, start), z_weight
+        )
+        return [total.detach(), losses, lse, *torch.autograd.grad(total, inputs)]
+
+    with ThreadPoolExecutor(len(sizes)) as pool:
+        totals, losses, lses, by_hidden, by_weight = zip(
+            *pool.map(run, range(len(sizes))), strict=True
+        )
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    wanted = plain_with_z(hidden, weight, targets, scale, z_weight)
+    grad_hidden, grad_weight = torch.autograd.grad(wanted, (hidden, weight))
+    torch.testing.assert_close(totals[0], wanted.detach())
+    torch.testing.assert_close(losses[0], plain(hidden, weight, targets).detach())
+    torch.testing.assert_close(torch.stack(by_hidden).sum(dim=0), grad_hidden)
+    torch.testing.assert_close(torch.cat(by_weight), grad_weight)
+    for each in (totals, losses, lses):
+        assert all(torch.equal(each[0], other) for other in each)

@@ -5,7 +5,8 @@ import torch
 
 from llmtrain.config.parallel import EngineConfig, ParallelConfig
 from llmtrain.errors import ConfigError
-from llmtrain.parallel.mesh import Place, World
+from llmtrain.parallel.mesh import World
+from llmtrain.parallel.place import Place
 
 
 def test_ranks_without_a_meeting_place_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from llmtrain.config.training import CheckpointConfig, OptimizerConfig, Schedule
 from llmtrain.data.batch import StepBatch
 from llmtrain.data.synthetic import synthetic_batch
 from llmtrain.engine.protocol import StepResult
-from llmtrain.parallel.mesh import Place
+from llmtrain.parallel.place import Place
 from llmtrain.train import archive
 from llmtrain.train.checkpoint import Checkpoints
 from llmtrain.train.guard import Guard
@@ -19,7 +19,8 @@ from llmtrain.train.loop import GarbageCollection, train
 from llmtrain.train.progress import Progress
 from llmtrain.train.rundir import ExitReason
 from llmtrain.train.schedule import learning_rate
-from tests.distributed.layouts import SHAPE, Rig, rig
+from tests.distributed.layouts import SHAPE, SINGLE
+from tests.distributed.rig import Rig, rig
 from tests.unit.train.test_checkpoint import files_of_at_most
 
 NUM_STEPS = 6
@@ -73,7 +74,7 @@ class Run:
 
 @pytest.fixture
 def r() -> Iterator[Rig]:
-    with rig(Place(), "single") as made:
+    with rig(Place(), SINGLE.config) as made:
         yield made
 
 
@@ -94,11 +95,11 @@ def test_stopped_and_resumed_is_bitwise_the_straight_run(r: Rig, tmp_path: Path)
     straight.go()
     expected = r.engine.full_parameters()
 
-    with rig(Place(), "single") as first:
+    with rig(Place(), SINGLE.config) as first:
         stopped = Run(first, tmp_path / "stopped", stop_at_step=3)
         assert stopped.go() is ExitReason.STOP_AT_STEP
         assert saved(tmp_path / "stopped") == [2, 3]
-    with rig(Place(), "single") as second:
+    with rig(Place(), SINGLE.config) as second:
         resumed = Run(second, tmp_path / "stopped")
         assert resumed.checkpoints.restore(resumed.progress)
         assert resumed.go() is ExitReason.DONE
@@ -142,7 +143,8 @@ def test_a_failed_save_on_the_way_does_not_end_the_run(r: Rig, tmp_path: Path) -
 
 def test_divergence_ends_the_run_without_a_save(r: Rig, tmp_path: Path) -> None:
     with torch.no_grad():
-        r.engine.state_dict()["model.model.norm.weight"].fill_(float("nan"))
+        ((_, weight),) = r.engine.state_dict()["model.model.norm.weight"].chunks
+        weight.fill_(float("nan"))
     run = Run(r, tmp_path)
     run.checkpoints = Checkpoints(tmp_path, CheckpointConfig(), r.engine, facts={})
     assert run.go() is ExitReason.DIVERGED

@@ -1,4 +1,4 @@
-"""The pretraining loss against torch's cross entropy, per source."""
+"""The pretraining loss against torch's cross entropy, per source, with and without z-loss."""
 
 import torch
 import torch.nn.functional as F
@@ -51,3 +51,18 @@ def test_weights_scale_loss_and_count() -> None:
     total, sums = pretraining_loss(num_sources=3, chunk_tokens=1024)(hidden, head, batch)
     torch.testing.assert_close(sums["source_loss_sum"].sum(), total)
     assert sums["source_tokens"].tolist() == [4, 0, 6]
+
+
+def test_z_loss_is_optimised_but_shown_apart() -> None:
+    batch = make_batch(3, 5, 11)
+    batch.loss_weight[0] *= 0.5
+    hidden = torch.randn(3, 5, 4, dtype=torch.float64)
+    head = nn.Linear(4, 11, bias=False).double()
+    total, sums = pretraining_loss(3, 4, z_loss_weight=0.01)(hidden, head, batch)
+    plain_total, plain_sums = pretraining_loss(3, 4)(hidden, head, batch)
+
+    squares = head(hidden).logsumexp(dim=-1).square() * batch.loss_weight
+    torch.testing.assert_close(sums["z_loss_sum"], 0.01 * squares.sum().detach())
+    torch.testing.assert_close(total, plain_total + 0.01 * squares.sum())
+    torch.testing.assert_close(sums["source_loss_sum"], plain_sums["source_loss_sum"])
+    assert "z_loss_sum" not in plain_sums

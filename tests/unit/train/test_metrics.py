@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,15 @@ class Rows:
         self.metrics.after_step(self.progress, outcome)
 
 
+def test_loss_is_cross_entropy_and_z_loss_is_apart() -> None:
+    run = Rows(every_steps=2)
+    for _ in range(2):
+        outcome = result((6.0, 2.0))
+        metrics = {**outcome.metrics, "z_loss_sum": torch.tensor(1.0)}
+        run.step(replace(outcome, loss_sum=outcome.loss_sum + 1, metrics=metrics))
+    assert (run.rows[0]["loss"], run.rows[0]["z_loss"]) == (2.0, 0.25)
+
+
 def test_a_row_sums_the_steps_since_the_last_row() -> None:
     run = Rows(every_steps=2)
     run.step(result((6.0, 2.0)))
@@ -85,6 +95,7 @@ def test_a_row_sums_the_steps_since_the_last_row() -> None:
     run.step(result((3.0, 1.0), tokens=(1, 1)))
     row = run.rows[0]
     assert row["loss"] == pytest.approx(12 / 6)
+    assert "z_loss" not in row
     assert row["source_loss"] == pytest.approx({"web": 9 / 4, "code": 3 / 2})
     assert row["source_tokens"] == {"web": 4, "code": 2}
     assert (row["step"], row["tokens"], row["lr"]) == (2, 16, 0.016)

@@ -1,4 +1,6 @@
-"""Which parameters decay, and that an update can be skipped on the device."""
+"""Which parameters get which rule, and that every rule can be skipped on the device."""
+
+import math
 
 import pytest
 import torch
@@ -7,7 +9,11 @@ from torch import nn
 from llmtrain.config.training import OptimizerConfig
 from llmtrain.errors import ConfigError
 from llmtrain.model.parameters import ParameterInfo
-from llmtrain.train.optimizer import optimizer_factory
+from llmtrain.parallel.matrices import run_alone
+from llmtrain.train.optimizer import OPTIMIZERS, NamedParameters, optimizer_factory
+
+KINDS = sorted(OPTIMIZERS)
+MATRIX = "model.layers.0.mlp.up_proj.weight"
 
 
 def row(
@@ -19,47 +25,116 @@ def row(
     return info, nn.Parameter(torch.ones(shape))
 
 
-def test_matrices_decay_and_vectors_do_not() -> None:
+def make(rows: NamedParameters, config: OptimizerConfig | None = None) -> torch.optim.Optimizer:
+    return optimizer_factory(config or OptimizerConfig())(rows, run_alone)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "lion"])
+def test_matrices_decay_and_vectors_do_not(kind: str) -> None:
     rows = [row("a.weight", 2, 3), row("norm.weight", 3), row("b.weight", 3, 3)]
-    optimizer = optimizer_factory(OptimizerConfig(weight_decay=0.3))(rows)
+    optimizer = make(rows, OptimizerConfig(kind=kind, weight_decay=0.3))
     groups = [(g["weight_decay"], [tuple(p.shape) for p in g["params"]])
               for g in optimizer.param_groups]  # fmt: skip
     assert groups == [(0.3, [(2, 3), (3, 3)]), (0.0, [(3,)])]
 
 
-def test_frozen_and_tied_parameters_are_left_out() -> None:
+def test_muon_takes_the_matrices_of_the_blocks_alone() -> None:
+    rows = [
+        row("model.embed_tokens.weight", 7, 2),
+        row(MATRIX, 2, 3),
+        row("model.layers.0.input_layernorm.weight", 2),
+        row("lm_head.weight", 7, 3),
+    ]
+    optimizer = make(rows, OptimizerConfig(kind="muon", weight_decay=0.3))
+    step(optimizer, rows, skip=0.0)
+    groups = [(g["weight_decay"], [tuple(p.shape) for p in g["params"]])
+              for g in optimizer.param_groups]  # fmt: skip
+    assert groups == [(0.3, [(2, 3)]), (0.3, [(7, 2), (7, 3)]), (0.0, [(2,)])]
+    states = [sorted(optimizer.state[p]) for _, p in rows]
+    adamw = ["exp_avg", "exp_avg_sq", "step"]
+    assert states == [adamw, ["momentum", "step"], adamw, adamw]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frozen_and_tied_parameters_are_left_out(kind: str) -> None:
     rows = [
         row("a.weight", 2, 3),
-        row("frozen.weight", 2, 2, trainable=False),
+        row("frozen.layers.weight", 2, 2, trainable=False),
         row("lm_head.weight", 2, 3, tied_to="a.weight"),
     ]
-    groups = optimizer_factory(OptimizerConfig())(rows).param_groups
-    assert [len(group["params"]) for group in groups] == [1]
+    groups = make(rows, OptimizerConfig(kind=kind)).param_groups
+    assert sum(len(group["params"]) for group in groups) == 1
 
 
 def test_hyper_parameters_reach_the_optimizer() -> None:
     config = OptimizerConfig(lr=0.5, beta1=0.8, beta2=0.7, eps=1e-3)
-    group = optimizer_factory(config)([row("a.weight", 2, 2)]).param_groups[0]
+    group = make([row("a.weight", 2, 2)], config).param_groups[0]
     assert (group["lr"], group["betas"], group["eps"]) == (0.5, (0.8, 0.7), 1e-3)
 
 
+def step(
+    optimizer: torch.optim.Optimizer, rows: NamedParameters, skip: float, value: float = 1.0
+) -> None:
+    for _, parameter in rows:
+        parameter.grad = torch.full_like(parameter, value)
+    optimizer.found_inf = torch.tensor(skip)  # type: ignore[attr-defined]
+    optimizer.grad_scale = torch.tensor(2.0)  # type: ignore[attr-defined]
+    optimizer.step()
+
+
+def bits(optimizer: torch.optim.Optimizer, rows: NamedParameters) -> list[bytes]:
+    tensors = [t for _, p in rows for t in (p, *optimizer.state[p].values())]
+    return [tensor.detach().numpy().tobytes() for tensor in tensors]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_skipped_update_changes_neither_parameter_nor_step(dtype: torch.dtype) -> None:
-    info, _ = row("a.weight", 2, 2)
-    parameter = nn.Parameter(torch.ones(2, 2, dtype=dtype))
-    optimizer = optimizer_factory(OptimizerConfig(lr=0.1))([(info, parameter)])
-    seen = []
-    for skip in (0.0, 1.0, 0.0):
-        parameter.grad = torch.ones_like(parameter)
-        optimizer.found_inf = torch.tensor(skip)  # type: ignore[attr-defined]
-        optimizer.step()
-        seen.append((parameter[0, 0].item(), optimizer.state[parameter]["step"].item()))
-    assert seen[0] == seen[1]
-    assert seen[2][1] == 2
-    assert seen[2][0] < seen[1][0]
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_skipped_update_changes_no_bit(kind: str, dtype: torch.dtype) -> None:
+    rows = [row(MATRIX, 3, 2), row("model.norm.weight", 3)]
+    for _, parameter in rows:
+        parameter.data = torch.linspace(-1, 1, parameter.numel(), dtype=dtype).view_as(parameter)
+        parameter.data.view(-1)[0] = -0.0
+    optimizer = make(rows, OptimizerConfig(kind=kind, lr=0.1))
+    assert getattr(optimizer, "_step_supports_amp_scaling", False), "the engine would refuse it"
+    step(optimizer, rows, skip=1.0)
+    fresh = bits(optimizer, rows)
+    step(optimizer, rows, skip=0.0)
+    once = bits(optimizer, rows)
+    assert once != fresh
+    for value in (math.nan, math.inf, 3.0):
+        step(optimizer, rows, skip=1.0, value=value)
+        assert bits(optimizer, rows) == once
+    assert [optimizer.state[p]["step"].item() for _, p in rows] == [1.0, 1.0]
+    step(optimizer, rows, skip=0.0)
+    assert [optimizer.state[p]["step"].item() for _, p in rows] == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_divided_in_place_where_the_step_is_applied(kind: str) -> None:
+    rows = [row(MATRIX, 3, 2), row("model.norm.weight", 3)]
+    optimizer = make(rows, OptimizerConfig(kind=kind))
+    for skip, left in ((0.0, 0.5), (1.0, 1.0)):
+        step(optimizer, rows, skip=skip)
+        assert all(p.grad is not None and (p.grad == left).all() for _, p in rows)
 
 
 def test_an_unknown_kind_lists_the_known_ones() -> None:
-    config = OptimizerConfig(kind="lion")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"optimizer\.kind=lion is not one of \['adamw'\]"):
+    config = OptimizerConfig(kind="sgd")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"kind=sgd is not one of \['adamw', 'lion', 'muon'\]"):
         optimizer_factory(config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kind": "lion", "eps": 1e-6}, "eps=1e-06 has no meaning for kind=lion; use kind=adamw "),
+        ({"momentum": 0.9}, "momentum=0.9 has no meaning for kind=adamw; use kind=muon, or mom"),
+        ({"kind": "lion", "muon_dtype": "bf16"}, "muon_dtype=bf16 has no meaning for kind=lion"),
+        ({"newton_schulz_steps": 5}, "newton_schulz_steps=5 has no meaning for kind=adamw"),
+        ({"kind": "muon", "newton_schulz_steps": 0}, "newton_schulz_steps=0 must be at least 1"),
+        ({"kind": "muon", "momentum": 1.0}, "momentum=1.0 must be at least 0 and below 1"),
+    ],
+)
+def test_a_field_the_kind_would_ignore_is_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        OptimizerConfig(**fields)  # type: ignore[arg-type]

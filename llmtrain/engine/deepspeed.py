@@ -1,0 +1,204 @@
+"""The engine on DeepSpeed's ZeRO 0 to 3, for one pipeline stage; see engine.protocol.Engine.
+
+DeepSpeed gathers, reduces and stores; what a step computes is ours: the loss and its weights, the
+norm, clipping, the gate, the optimizer, start values and the state.
+
+Invariant: the numbers are those of the native engine. The host waits for the device only where
+DeepSpeed insists on a norm of its own: ZeRO 3, offload, and ZeRO 1 in bf16.
+
+    engine = make_zero_engine(
+        config.model, config.parallel, config.engine, world, 0, loss, optimizer_factory, 1.0
+    )
+    result = engine.train_step(batch, lr=3e-4, limits=no_limits(world.device))
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmtrain.config.model import ModelConfig
+from llmtrain.config.parallel import EngineConfig, ParallelConfig
+from llmtrain.data.batch import StepBatch
+from llmtrain.engine.deepspeed_build import ZeroModel, build_zero_model
+from llmtrain.engine.deepspeed_runtime import detach
+from llmtrain.engine.deepspeed_state import load_state_dict, make_optimizer_state, state_dict
+from llmtrain.engine.protocol import LossFunction, OptimizerFactory, StepLimits, StepResult
+from llmtrain.engine.step import clip_divisor, step_result, within
+from llmtrain.parallel.mesh import World
+from llmtrain.parallel.stage import batch_fields
+
+
+def make_zero_engine(
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    engine: EngineConfig,
+    world: World,
+    seed: int,
+    loss: LossFunction,
+    optimizer_factory: OptimizerFactory,
+    grad_clip_norm: float,
+) -> "ZeroEngine":
+    """Make the engine of this rank; collective.
+
+    Raises:
+        ConfigError: DeepSpeed is not installed.
+        LayoutError: the optimizer needs whole matrices, which ZeRO does not keep.
+    """
+    built = build_zero_model(model, parallel, engine, world, seed, loss, optimizer_factory)
+    return ZeroEngine(built, world, grad_clip_norm)
+
+
+class ZeroEngine:
+    """Steps of one model under ZeRO."""
+
+    def __init__(self, built: ZeroModel, world: World, grad_clip_norm: float) -> None:
+        """Take over what ``build_zero_model`` made, and make the optimizer's state."""
+        self._built = built
+        self._deepspeed = built.deepspeed
+        self._module = built.module
+        self._holder = built.holder
+        self._optimizer = built.optimizer
+        self._world = world
+        self._grad_clip_norm = grad_clip_norm
+        self._divisor = torch.ones((), device=world.device)
+        self._gradients: dict[Tensor, Tensor] = {}
+        make_optimizer_state(self._holder, self._optimizer)
+        self._optimizer.register_step_pre_hook(self._keep_gradients)
+        runs = [run for partition in self._holder.partitions for run in partition.runs]
+        rows = [run.index for run in runs]
+        self._rows = torch.tensor(rows, dtype=torch.int64, device=world.device)
+
+    def train_step(self, batch: StepBatch, lr: float, limits: StepLimits) -> StepResult:
+        """Forward, backward, clip and, within the limits, update with learning rate ``lr``."""
+        weight = self._count_targets(batch)
+        self._holder.clear()
+        self._gradients.clear()
+        # DeepSpeed averages over the data ranks; gradients here are sums.
+        self._run(batch, scale=self._world.dp_size / weight, training=True)
+        gradients = self._holder.gradients()
+        squares, sums = self._sum_over_ranks(gradients)
+        grad_norm = squares.sum().sqrt()
+        applied = within(sums["loss_sum"] / weight, grad_norm, limits)
+        partitions = self._holder.partitions
+        self._gradients = {p.tensor: g for p, g in zip(partitions, gradients, strict=True)}
+        applied = self._update(lr, grad_norm, applied)
+        return step_result(sums, weight, grad_norm, applied)
+
+    def eval_step(self, batch: StepBatch) -> StepResult:
+        """Forward only, over the same kind of batch."""
+        weight = self._count_targets(batch)
+        self._run(batch, scale=None, training=False)
+        _, sums = self._sum_over_ranks([])
+        zero = torch.zeros((), dtype=torch.float64, device=self._world.device)
+        return step_result(sums, weight, zero, zero.bool())
+
+    def _count_targets(self, batch: StepBatch) -> Tensor:
+        """Sum the weights of the targets in the global batch, float64."""
+        return self._world.sum(batch.loss_weight.sum(dtype=torch.float64), "dp")
+
+    def _run(self, batch: StepBatch, scale: Tensor | None, training: bool) -> None:
+        """Run all micro-batches; in training the last one's backward finishes the sums."""
+        self._module.scale, self._module.totals = scale, {}
+        parts = batch.microbatches()
+        for number, part in enumerate(parts, start=1):
+            if training:
+                self._deepspeed.set_gradient_accumulation_boundary(number == len(parts))
+            with torch.set_grad_enabled(training):
+                loss = self._deepspeed(part.tokens, **batch_fields(part))
+            if training:
+                self._deepspeed.backward(loss.sum(), scale_wrt_gas=False)
+
+    def _update(self, lr: float, grad_norm: Tensor, applied: Tensor) -> Tensor:
+        """Clip by dividing inside the optimizer; skip on the device where not ``applied``.
+
+        Returns:
+            Whether the update was made: a norm of DeepSpeed's own may overflow before ours does.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        divisor = clip_divisor(grad_norm, self._grad_clip_norm)
+        device = self._holder.partitions[0].tensor.device  # the host's under offload
+        self._optimizer.found_inf = (~applied).float().to(device)  # type: ignore[attr-defined]
+        self._optimizer.grad_scale = divisor.to(device)  # type: ignore[attr-defined]
+        self._deepspeed.step()
+        overflow = getattr(self._deepspeed.optimizer, "overflow", False)
+        if overflow:
+            applied = torch.zeros_like(applied)
+        # ZeRO publishes what it cut, but ZeRO 3 leaves a step that overflowed half-way: with the
+        # parameters cut that its next forward takes for whole.
+        if self._holder.replicated or overflow:
+            self._holder.publish()
+        self._divisor = torch.where(applied, divisor, 1.0)  # a refused step divides nothing
+        return applied
+
+    def _keep_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Keep the very tensors the optimizer is given: DeepSpeed drops its references."""
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._gradients[parameter] = parameter.grad
+
+    def _sum_over_ranks(self, gradients: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add squared gradient norms (per row of the table) and metrics over all ranks at once."""
+        device = self._world.device
+        squares = torch.zeros(len(self._built.table), dtype=torch.float64, device=device)
+        counted = not self._holder.replicated or self._world.dp_rank == 0
+        if gradients and counted and len(self._rows):
+            pieces = [
+                run.of(gradient)
+                for partition, gradient in zip(self._holder.partitions, gradients, strict=True)
+                for run in partition.runs
+            ]
+            norms = torch.stack(torch._foreach_norm(pieces)).to(squares)
+            squares.index_add_(0, self._rows, norms.square())
+        totals = self._module.totals
+        packed = torch.cat([squares, *(value.reshape(-1) for value in totals.values())])
+        self._world.sum(packed)
+        parts = torch.split(packed, [len(squares), *(v.numel() for v in totals.values())])
+        named = zip(totals.items(), parts[1:], strict=True)
+        return parts[0], {name: part.view(value.shape) for (name, value), part in named}
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Full gradients (before clipping) of the last train_step by global name; collective."""
+        divisor = self._divisor.cpu()
+        return {name: value * divisor for name, value in self._whole(self._gradients).items()}
+
+    def full_parameters(self) -> dict[str, Tensor]:
+        """Full logical parameters by global name, on CPU, on every rank; collective."""
+        return self._whole({p.tensor: p.tensor.detach() for p in self._holder.partitions})
+
+    def _whole(self, values: Mapping[Tensor, Tensor]) -> dict[str, Tensor]:
+        """Put the runs of all ranks together; bits are added, so that -0.0 stays -0.0."""
+        counted = not self._holder.replicated or self._world.dp_rank == 0
+        runs: dict[int, list[tuple[Any, Tensor]]] = {}
+        for partition in self._holder.partitions if counted else ():
+            for run in partition.runs:
+                runs.setdefault(run.index, []).append((run, run.of(values[partition.tensor])))
+        whole = {}
+        for index, info in enumerate(self._built.table):
+            tensor = torch.zeros(info.numel, device=self._world.device)
+            for run, value in runs.get(index, []):
+                tensor[run.start : run.start + run.length] = value
+            self._world.sum(tensor.view(torch.int32))
+            whole[info.name] = tensor.view(info.shape).cpu()
+        return whole
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Name what this rank owns in the schema of ``engine.state``; shares storage."""
+        return state_dict(self._holder, self._optimizer)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a state of the schema, whole or in portions as here; collective.
+
+        Raises:
+            CheckpointError: a tensor is missing or has another shape.
+        """
+        load_state_dict(self._holder, self._optimizer, state)
+
+    def close(self) -> None:
+        """Free gradients and optimizer state and take DeepSpeed's hooks off; no collective."""
+        self._gradients.clear()
+        self._optimizer.state.clear()
+        detach(self._deepspeed)

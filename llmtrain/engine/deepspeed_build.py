@@ -1,0 +1,218 @@
+"""Building the model, the optimizer and DeepSpeed's engine around them, for ZeRO 0 to 3.
+
+Invariant: start values are written into the fp32 partitions after DeepSpeed has cut them, so every
+stage and precision starts with the bits of the native engine, and under ZeRO 3 no rank ever holds
+more than one block of the model.
+
+    built = build_zero_model(model, parallel, engine, world, seed, loss, optimizer_factory)
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llmtrain.config.model import ModelConfig
+from llmtrain.config.parallel import EngineConfig, ParallelConfig
+from llmtrain.engine.deepspeed_config import deepspeed_json
+from llmtrain.engine.deepspeed_partitions import Holder, Rows, Whole, hold
+from llmtrain.engine.deepspeed_runtime import attach, redirected_output
+from llmtrain.engine.protocol import LossFunction, OptimizerFactory
+from llmtrain.errors import LayoutError
+from llmtrain.model.init import initialize_
+from llmtrain.model.parameters import ParameterInfo, parameter_table
+from llmtrain.model.transformer import Transformer
+from llmtrain.ops.attention import select_attention
+from llmtrain.parallel.mesh import World
+from llmtrain.parallel.precision import MasterWeights
+from llmtrain.parallel.stage import PREFIX, StageModule
+from llmtrain.planner.stages import split_layers
+
+_BUCKET = 500_000_000
+"""DeepSpeed's default number of elements it reduces at a time, all of them allocated."""
+
+
+Wrap = Callable[[StageModule, torch.optim.Optimizer, dict[str, Any], World], Any]
+"""Makes DeepSpeed's engine around (module, optimizer, settings, world)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZeroModel:
+    """A model in DeepSpeed's hands."""
+
+    deepspeed: Any
+    """DeepSpeed's engine: forward, backward, step."""
+    module: StageModule
+    """The model inside it."""
+    optimizer: torch.optim.Optimizer
+    """Our optimizer, whose parameters DeepSpeed has replaced by its partitions."""
+    holder: Holder
+    """Where parameters and gradients lie."""
+    table: tuple[ParameterInfo, ...]
+    """Stored parameters of the model."""
+
+
+def build_zero_model(
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    engine: EngineConfig,
+    world: World,
+    seed: int,
+    loss: LossFunction,
+    optimizer_factory: OptimizerFactory,
+    wrap: Wrap | None = None,
+) -> ZeroModel:
+    """Build this rank's stage of the model and hand it to DeepSpeed; collective.
+
+    ``wrap`` makes DeepSpeed's engine where that is not its plain one.
+
+    Raises:
+        ConfigError: DeepSpeed is not installed.
+        LayoutError: the optimizer needs whole matrices.
+    """
+    deepspeed = attach()
+    table = tuple(info for info in parameter_table(model) if info.tied_to is None)
+    settings = zero_settings(engine, world, sum(info.numel for info in table))
+    module = _module(model, parallel, engine, world, loss)
+    _place(module, deepspeed, settings, world)
+    named = {name.removeprefix(PREFIX): p for name, p in module.named_parameters()}
+    rows = [
+        (index, info, named[info.name]) for index, info in enumerate(table) if info.name in named
+    ]
+    masters = _masters(engine, rows)
+    if masters is not None:
+        pairs = zip(rows, masters.parameters, strict=True)
+        rows = [(index, info, master) for (index, info, _), master in pairs]
+    matrices = _no_matrices if engine.deepspeed.zero_stage > 0 else _own_matrices
+    optimizer = optimizer_factory([(info, p) for _, info, p in rows], matrices)
+    if masters is not None:
+        # DeepSpeed sums what the optimizer names, where it names anything.
+        optimizer.get_grads_for_reduction = _gradients_of(masters)  # type: ignore[attr-defined]
+    with redirected_output():
+        made = (wrap or _plain)(module, optimizer, settings, world)
+    holder = hold(made.optimizer, rows)
+    if isinstance(holder, Whole):
+        holder.masters = masters
+    _write_start_values(holder, model, seed)
+    return ZeroModel(deepspeed=made, module=module, optimizer=optimizer, holder=holder, table=table)
+
+
+def _plain(
+    module: StageModule, optimizer: torch.optim.Optimizer, settings: dict[str, Any], world: World
+) -> Any:
+    """Make DeepSpeed's engine for a model that is whole."""
+    made, *_ = importlib.import_module("deepspeed").initialize(
+        model=module, optimizer=optimizer, config=settings, dist_init_required=False
+    )
+    return made
+
+
+def zero_settings(engine: EngineConfig, world: World, num_elements: int) -> dict[str, Any]:
+    """Give DeepSpeed's JSON for an engine whose norm, clip and gate are ours."""
+    settings = deepspeed_json(engine, data_ranks=world.dp_size)
+    stage, bf16 = engine.deepspeed.zero_stage, engine.precision == "bf16"
+    settings["communication_data_type"] = "fp32"
+    zero = settings["zero_optimization"]
+    zero.setdefault("reduce_bucket_size", min(_BUCKET, num_elements))
+    # Its linear function would replace torch's for the life of the process.
+    zero.setdefault("memory_efficient_linear", False)
+    own_norm = engine.deepspeed.offload_optimizer or (stage == 1 and bf16)
+    if stage in (1, 2) and not own_norm:
+        zero["compute_grad_norm"] = False
+    settings.pop("bf16", None)
+    if bf16 and stage > 0:  # ZeRO 0 refuses fp32 accumulation: see _masters
+        settings["bf16"] = {"enabled": True, "check_grad_overflow": False}
+    return settings
+
+
+def _module(
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    engine: EngineConfig,
+    world: World,
+    loss: LossFunction,
+) -> StageModule:
+    """Build this rank's stage on the meta device, in the dtype it computes in."""
+    last = world.pp_rank == parallel.pp - 1
+    bf16 = engine.precision == "bf16" and engine.deepspeed.zero_stage > 0
+    with torch.device("meta"):
+        transformer = Transformer(
+            model,
+            layers=split_layers(model, parallel.pp)[world.pp_rank],
+            embedding=world.pp_rank == 0,
+            head=last,
+            attention=select_attention(engine.attention, world.device),
+        ).to(torch.bfloat16 if bf16 else torch.float32)
+    if parallel.recompute != "none":
+        from llmtrain.parallel.recompute import apply_recompute
+
+        dtype = torch.bfloat16 if engine.precision == "bf16" else torch.float32
+        apply_recompute(transformer, parallel, dtype, world.device)
+    return StageModule(transformer, loss if last else None)
+
+
+def _place(module: StageModule, deepspeed: Any, settings: dict[str, Any], world: World) -> None:
+    """Give the module storage; under ZeRO 3 block by block, each cut before the next."""
+    if settings["zero_optimization"]["stage"] < 3:
+        module.to_empty(device=world.device)
+        return
+    for part in (*module.transformer.model.layers.values(), module):
+        _materialize(part, world.device)
+        deepspeed.zero.Init(module=part, config_dict_or_path=settings)
+
+
+def _materialize(module: nn.Module, device: torch.device) -> None:
+    """Replace parameters on the meta device by ones with storage, in place."""
+    for child in module.modules():
+        for name, parameter in child.named_parameters(recurse=False):
+            if parameter.is_meta:
+                child.register_parameter(
+                    name, nn.Parameter(torch.zeros_like(parameter, device=device))
+                )
+
+
+def _masters(engine: EngineConfig, rows: Rows) -> MasterWeights | None:
+    """Put fp32 parameters behind a bf16 module where DeepSpeed has none: ZeRO 0."""
+    if engine.precision != "bf16" or engine.deepspeed.zero_stage > 0:
+        return None
+    return MasterWeights([parameter for _, _, parameter in rows])
+
+
+def _gradients_of(
+    masters: MasterWeights,
+) -> Callable[[], tuple[list[Tensor], dict[str, list[Tensor]]]]:
+    def gradients() -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+        return [p.grad for p in masters.parameters if p.grad is not None], {}
+
+    return gradients
+
+
+def _write_start_values(holder: Holder, model: ModelConfig, seed: int) -> None:
+    """Fill every run with its elements of the parameter's stream, and publish them."""
+    for partition in holder.partitions:
+        for run in partition.runs:
+            view = run.of(partition.tensor.detach())
+            part = (slice(run.start, run.start + run.length),)
+            initialize_(view, run.info.name, (run.info.numel,), part, model, seed)
+    with torch.no_grad():
+        holder.publish()
+
+
+def _own_matrices(
+    function: Callable[[Tensor], Tensor], values: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Apply ``function`` where every rank holds whole matrices; all compute the same bits."""
+    return {name: function(value) for name, value in values.items()}
+
+
+def _no_matrices(
+    function: Callable[[Tensor], Tensor], values: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Refuse what ZeRO cannot give: its partitions are runs of flattened parameters."""
+    raise LayoutError(
+        f"the optimizer asks for {len(values)} whole matrices, DeepSpeed keeps flat partitions; "
+        "use optimizer.kind=adamw or lion, zero_stage=0 or engine.kind=native"
+    )

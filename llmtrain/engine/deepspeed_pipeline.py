@@ -1,0 +1,72 @@
+"""The engine on DeepSpeed's pipeline, under ZeRO 0 or 1; see engine.protocol.Engine.
+
+Invariant: a stage is the StageModule that the native engine runs and the layers are split by the
+same plan, so the model and the loss are the same; all but the forward and the backward is that of
+the engine without a pipeline.
+
+    engine = make_pipeline_engine(
+        config.model, config.parallel, config.engine, world, 0, loss, optimizer_factory, 1.0
+    )
+    result = engine.train_step(batch, lr=3e-4, limits=no_limits(world.device))
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmtrain.config.model import ModelConfig
+from llmtrain.config.parallel import EngineConfig, ParallelConfig
+from llmtrain.data.batch import StepBatch
+from llmtrain.engine.deepspeed import ZeroEngine
+from llmtrain.engine.deepspeed_build import build_zero_model
+from llmtrain.engine.protocol import LossFunction, OptimizerFactory
+from llmtrain.parallel.mesh import World
+from llmtrain.parallel.stage import StageModule
+
+
+def make_pipeline_engine(
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    engine: EngineConfig,
+    world: World,
+    seed: int,
+    loss: LossFunction,
+    optimizer_factory: OptimizerFactory,
+    grad_clip_norm: float,
+) -> "PipelineZeroEngine":
+    """Make the engine of this rank; collective.
+
+    Raises:
+        ConfigError: DeepSpeed is not installed.
+        LayoutError: the optimizer needs whole matrices, which ZeRO does not keep.
+    """
+    built = build_zero_model(model, parallel, engine, world, seed, loss, optimizer_factory, _pipe)
+    return PipelineZeroEngine(built, world, grad_clip_norm)
+
+
+def _pipe(
+    stage: StageModule, optimizer: torch.optim.Optimizer, settings: dict[str, Any], world: World
+) -> Any:
+    from llmtrain.engine.deepspeed_stage import pipe  # it imports DeepSpeed
+
+    return pipe(stage, optimizer, settings, world)
+
+
+class PipelineZeroEngine(ZeroEngine):
+    """Steps of one model on the stages of a pipeline."""
+
+    _shapes: list[tuple[str, tuple[int, ...]]] | None = None
+
+    def _run(self, batch: StepBatch, scale: Tensor | None, training: bool) -> None:
+        """Run all micro-batches; in training gradients are then averaged over the data ranks."""
+        self._module.scale, self._module.totals = scale, {}
+        self._deepspeed.run(batch, training)
+        if self._shapes is None:
+            mine = [(name, tuple(value.shape)) for name, value in self._module.totals.items()]
+            self._shapes = self._world.share(mine, source=self._world.world_size - 1)
+        if not self._module.totals:  # stages without the loss add nothing to its sums
+            self._module.totals = {name: self._zeros(shape) for name, shape in self._shapes}
+
+    def _zeros(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float64, device=self._world.device)

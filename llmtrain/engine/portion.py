@@ -1,0 +1,99 @@
+"""A tensor of which this rank holds some rectangles, as torch's distributed checkpoint sees it.
+
+Invariant: it owns nothing: its chunks are views of the engine's storage, so what a checkpoint
+loads into them reaches the engine. Holders of equal chunks write one of them; each reads its own.
+
+    state["model.norm.weight"] = Portion((4096,), [(region, local)])
+    dcp.save(state, checkpoint_id=folder)
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    TensorProperties,
+)
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+
+from llmtrain.parallel.region import Region, sizes
+
+Chunk = tuple[Region, Tensor]
+"""Where a rectangle lies in the whole, and the view of the engine's storage that holds it."""
+
+
+class Portion(Tensor):
+    """Rectangles of a logical tensor; has the shape of the whole and no data of its own."""
+
+    chunks: tuple[Chunk, ...]
+    """What this rank holds, empty rectangles left out."""
+
+    @staticmethod
+    def __new__(cls, shape: tuple[int, ...], chunks: Sequence[Chunk], like: Tensor) -> "Portion":
+        """``like`` gives dtype and device, for ranks that hold nothing."""
+        wrapper: Portion = Tensor._make_wrapper_subclass(
+            cls, shape, dtype=like.dtype, device=like.device
+        )
+        wrapper.chunks = tuple((region, view) for region, view in chunks if view.numel())
+        return wrapper
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Refuse arithmetic: a portion is an address, not a value."""
+        if function is torch.ops.aten.detach.default:
+            return args[0]
+        raise NotImplementedError(f"{function} on a Portion; use its chunks")
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        """Show shape and regions."""
+        regions = [region for region, _ in self.chunks]
+        return f"Portion(shape={tuple(self.shape)}, regions={regions})"
+
+    def __create_write_items__(self, name: str, value: object) -> list[WriteItem]:
+        """List what to write, for torch's planner."""
+        return [
+            WriteItem(
+                index=MetadataIndex(name, chunk.offsets),
+                type=WriteItemType.SHARD,
+                tensor_data=TensorWriteData(
+                    chunk=chunk,
+                    properties=TensorProperties.create_from_tensor(view),
+                    size=self.size(),
+                ),
+            )
+            for chunk, (_, view) in zip(self.__create_chunk_list__(), self.chunks, strict=True)
+        ]
+
+    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
+        """List where the chunks lie, for torch's planner."""
+        return [
+            ChunkStorageMetadata(
+                offsets=torch.Size(part.start for part in region), sizes=torch.Size(sizes(region))
+            )
+            for region, _ in self.chunks
+        ]
+
+    def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
+        """Find the chunk at an offset, for torch's planner."""
+        for region, view in self.chunks:
+            if index.offset == torch.Size(part.start for part in region):
+                return view
+        raise ValueError(f"{index.fqn} holds no chunk at {index.offset}")
+
+
+def take(portion: Tensor, value: Tensor) -> None:
+    """Fill a portion (or a plain tensor) from a whole tensor or from the same chunks."""
+    if not isinstance(portion, Portion):
+        portion.copy_(value)
+    elif isinstance(value, Portion):
+        for (_, view), (_, source) in zip(portion.chunks, value.chunks, strict=True):
+            if view is not source:
+                view.copy_(source)
+    else:
+        for region, view in portion.chunks:
+            view.copy_(value[region].view_as(view))

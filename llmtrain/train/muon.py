@@ -1,0 +1,142 @@
+"""Muon: momentum made orthogonal, for the matrices of the blocks; AdamW for everything else.
+
+The momentum of a matrix is replaced by the nearest matrix with equal singular values, which
+Newton-Schulz iterations approximate, and scaled to the size of AdamW's updates, so that AdamW's
+learning rate and decay carry over (arXiv:2502.16982, section 2.2 and equation 4).
+
+Invariant: the iterations see whole matrices, wherever the parts of them lie (parallel/matrices.py);
+the rest is elementwise, so a step does the same on every layout. The update is gated and its
+gradients divided on the device (train/gate.py).
+
+    optimizer = Muon(matrices, rest=adamw, matrix_map=matrix_map(owned, world), config=config)
+    optimizer.step()
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llmtrain.config.training import OptimizerConfig
+from llmtrain.model.parameters import ParameterInfo
+from llmtrain.parallel.matrices import MatrixMap
+from llmtrain.train.gate import Gate, new_step
+
+MOMENTUM = 0.95
+"""Decay of the momentum where ``optimizer.momentum`` names none; Keller Jordan's choice."""
+
+NEWTON_SCHULZ_STEPS = 5
+"""Iterations where ``optimizer.newton_schulz_steps`` names none; arXiv:2502.16982, section 2.1."""
+
+NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of x, x^3 and x^5 in the polynomial that moves singular values towards 1.
+
+From Keller Jordan's kellerjordan.github.io/posts/muon (2024), kept by arXiv:2502.16982, equation 2:
+their slope at 0 is steep and values end between 0.7 and 1.2, not at 1, which does no harm.
+"""
+
+UPDATE_RMS = 0.2
+"""Root mean square of an update at rate 1, as AdamW's has; arXiv:2502.16982, equation 4."""
+
+SMALLEST_NORM = 1e-7
+"""Norm below which a matrix counts as zero."""
+
+
+def orthogonalize(matrix: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
+    """Bring all singular values of ``matrix`` [rows, columns] near 1 by Newton-Schulz iterations.
+
+    Works in the type of ``matrix``; values below about 0.002 of its norm stay small after 5 steps.
+    """
+    a, b, c = NEWTON_SCHULZ_COEFFICIENTS
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    x: Tensor = wide / wide.norm().clamp(min=SMALLEST_NORM)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x if wide is matrix else x.T
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon and another rule as one optimizer; the first group holds the matrices.
+
+    ``found_inf`` and ``grad_scale`` gate it as in torch's fused optimizers. ``step`` is collective
+    where ``matrix_map`` is.
+    """
+
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        matrices: Sequence[tuple[ParameterInfo, nn.Parameter]],
+        rest: torch.optim.Optimizer | None,
+        matrix_map: MatrixMap,
+        config: OptimizerConfig,
+    ) -> None:
+        """Take (the local parts of) matrices with their rows of the table.
+
+        Args:
+            matrices: what Muon updates.
+            rest: the gated optimizer of everything else, None where there is nothing else; its
+                groups and its state become part of this one.
+            matrix_map: applies Newton-Schulz to whole matrices.
+            config: rate, decay, momentum, iterations.
+        """
+        own = {"params": [p for _, p in matrices], "weight_decay": config.weight_decay}
+        others = [] if rest is None else rest.param_groups
+        super().__init__([own, *others], {"lr": config.lr})
+        self._rest = rest
+        if rest is not None:
+            rest.state = self.state
+        self._names = [info.name for info, _ in matrices]
+        self._scales = [UPDATE_RMS * math.sqrt(max(info.shape)) for info, _ in matrices]
+        self._matrix_map = matrix_map
+        self._momentum = MOMENTUM if config.momentum is None else config.momentum
+        self._num_steps = config.newton_schulz_steps or NEWTON_SCHULZ_STEPS
+        self._bf16 = config.muon_dtype == "bf16"
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]  # no closure: the engine has run the backward
+        """Update every parameter that has a gradient."""
+        self._update_matrices(self.param_groups[0])
+        if self._rest is not None:
+            for name in ("found_inf", "grad_scale"):
+                setattr(self._rest, name, getattr(self, name, None))
+            self._rest.step()
+
+    def _update_matrices(self, group: dict[str, Any]) -> None:
+        parameters: list[Tensor] = group["params"]
+        if not parameters:
+            return
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        states = [self._state_of(p) for p in parameters]
+        momenta = [state["momentum"] for state in states]
+        gate = Gate.of(self, like=parameters[0])
+        gate.divide(gradients)
+        moved = torch._foreach_mul(momenta, self._momentum)
+        torch._foreach_add_(moved, gradients)
+        ahead = torch._foreach_add(gradients, moved, alpha=self._momentum)  # Nesterov
+        directions = self._orthogonalize(ahead)
+        torch._foreach_mul_(directions, [-group["lr"] * scale for scale in self._scales])
+        torch._foreach_add_(
+            directions,
+            torch._foreach_mul(parameters, 1.0 - group["lr"] * group["weight_decay"]),
+        )
+        gate.write(momenta, moved)
+        gate.write(parameters, directions)
+        gate.count([state["step"] for state in states])
+
+    def _orthogonalize(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Give the local parts of the orthogonalised wholes of which ``parts`` are local parts."""
+        dtype = torch.bfloat16 if self._bf16 else parts[0].dtype
+        values = {name: part.to(dtype) for name, part in zip(self._names, parts, strict=True)}
+        results = self._matrix_map(lambda whole: orthogonalize(whole, self._num_steps), values)
+        return [results[name].to(parts[0].dtype) for name in self._names]
+
+    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[parameter]
+        if not state:
+            state["step"] = new_step(parameter)
+            state["momentum"] = torch.zeros_like(parameter)
+        return state

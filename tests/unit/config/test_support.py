@@ -1,0 +1,225 @@
+"""Every limit of the support matrix: its sentence, its row in the docs, and the real command."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llmtrain.cli import main
+from llmtrain.config import limits
+from llmtrain.config.run import RunConfig, broken_rules
+from llmtrain.config.support import SUPPORT, page
+
+REPOSITORY = Path(__file__).parents[3]
+
+DEEPSPEED = "engine.kind=deepspeed"
+RESHARD = "parallel.reshard_after_forward=true"
+KEEP = "parallel.reshard_after_forward=false"
+ZERO3 = "engine.deepspeed.zero_stage=3"
+OVERLAPPED = "parallel.replica_sum=overlapped"
+
+TRAPS = [
+    (["parallel.schedule=dualpipev", RESHARD], "wrong without an error"),
+    (["parallel.schedule=zbv", RESHARD], "reshard_after_forward=true found with parallel.schedule"),
+    (["parallel.schedule=interleaved_zero_bubble", RESHARD], "use reshard_after_forward=auto"),
+    ([RESHARD], "every micro-batch would gather"),
+    (["parallel.schedule=dualpipev", OVERLAPPED, "parallel.dp_replicate=2"], "in two parts"),
+    (["parallel.schedule=zbv", OVERLAPPED, "parallel.dp_shard=2"], "use replica_sum=auto"),
+    (["parallel.schedule=zbv", "parallel.recompute=full"], "use recompute=none or schedule="),
+    (["parallel.schedule=zbv", "engine.compile=true"], "use engine.compile=false or schedule="),
+    (["training.global_batch_tokens=256"], "needs at least 2 micro-batches per rank, found 1"),
+    (
+        ["parallel.schedule=dualpipev", "training.global_batch_tokens=768"],
+        "needs at least 4 micro-batches per rank, found 3",
+    ),
+    ([DEEPSPEED, "engine.deepspeed.zero_stage=2"], "zero_stage=2 found with parallel.pp=2"),
+    ([DEEPSPEED, ZERO3], "use zero_stage of 0 or 1"),
+]
+"""Overrides on two stages that would hang or compute wrong numbers, and part of the sentence."""
+
+REFUSED = [
+    *((None, ["parallel.pp=2", *overrides], message) for overrides, message in TRAPS),
+    (2, ["parallel.pp=3"], "parallel.pp=3 does not divide the ranks, started were 2"),
+    (1, ["parallel.pp=2"], "use parallel.pp of 1 or start torchrun --nproc-per-node 2"),
+    (4, ["parallel.dp_shard=3"], "parallel.dp_shard=3 makes 3 ranks, started were 4"),
+    (5, ["parallel.pp=5"], "use parallel.pp x stages_per_rank of at most 4"),
+    (3, ["parallel.pp=3", "parallel.schedule=interleaved_1f1b"], "3 x 2 stages per rank is more"),
+    (3, [], "8 rows, which 3 data-parallel ranks x training.micro_batch_size=1 do not divide"),
+    (1, ["training.micro_batch_size=3"], "use training.global_batch_tokens=2304"),
+    (4, ["parallel.pp=4", "training.micro_batch_size=4"], "needs at least 4 micro-batches"),
+    (
+        2,
+        ["parallel.pp=2", "parallel.schedule=interleaved_1f1b", "training.micro_batch_size=8",
+         "training.global_batch_tokens=14336"],
+        "found 7 micro-batches per rank, which 3 rounds do not divide",
+    ),
+    (2, ["parallel.pp=2", "parallel.stages_per_rank=2"], "schedule=interleaved_1f1b"),
+    (
+        2,
+        ["parallel.pp=2", "parallel.schedule=interleaved_1f1b", "parallel.stages_per_rank=1"],
+        "nothing to interleave; use stages_per_rank=auto or schedule=1f1b",
+    ),
+    (
+        2,
+        ["parallel.pp=2", "parallel.schedule=zbv", "parallel.stages_per_rank=1"],
+        "use stages_per_rank=2",
+    ),
+    (1, ["parallel.schedule=gpipe"], "schedule=gpipe with stages_per_rank=auto has no effect"),
+    (1, ["parallel.stages_per_rank=2"], "has no effect on parallel.pp=1"),
+    (1, ["parallel.dp_shard=1", RESHARD], "has no effect on parallel.dp_shard=1"),
+    (1, ["parallel.cpu_offload=true"], "one rank along dp_shard"),
+    (2, [OVERLAPPED], "2 ranks along dp_shard: FSDP2 sums over replicas itself"),
+    (2, ["parallel.pp=2", "parallel.replica_sum=after"], "has no effect on parallel.dp_replicate"),
+    (4, ["parallel.tp=4"], "does not divide model.num_key_value_heads=2: every rank holds whole"),
+    (2, ["parallel.tp=2", "model.intermediate_size=511"], "use tp in {1}"),
+    (
+        4,
+        ["parallel.cp=2", "parallel.tp=2", "training.sequence_length=254",
+         "training.global_batch_tokens=2032"],
+        "is no multiple of 8, as parallel.cp=2 x tp=2 needs",
+    ),
+    (2, ["parallel.tp=2", "training.sequence_length=51", "training.global_batch_tokens=204"],
+     "use sequence_length=52"),
+    (4, ["parallel.cp=4", "parallel.cp_method=ulysses"], "use cp_method=all_gather or ring"),
+    (4, ["parallel.cp=2", "parallel.tp=2", "parallel.cp_method=ulysses"], "2 / parallel.tp=2"),
+    (1, ["parallel.cp_method=ring"], "has no effect on parallel.cp=1"),
+    (1, ["parallel.recompute_budget=0.25"], "has no effect on parallel.recompute=none"),
+    (1, ["engine.deepspeed.zero_stage=2"], "engine.deepspeed is set and engine.kind=native"),
+    (1, [DEEPSPEED, "engine.precision=fp64"], "use engine.precision=fp32"),
+    (2, [DEEPSPEED, "parallel.tp=2"], "tp=2 found with engine.kind=deepspeed"),
+    (2, [DEEPSPEED, "parallel.pp=2", "parallel.schedule=gpipe"], "use schedule=1f1b or"),
+    (2, [DEEPSPEED, "parallel.pp=2", "model.tie_word_embeddings=true"], "untied embeddings"),
+    (
+        2,
+        [DEEPSPEED, "parallel.pp=2", "engine.deepspeed.config.flops_profiler.enabled=true"],
+        "leave them out or use pp=1",
+    ),
+    (2, [DEEPSPEED, "parallel.cpu_offload=true"], "offload_optimizer"),
+    (1, [DEEPSPEED, "engine.compile=true"], "use engine.compile=false"),
+    (
+        1,
+        [DEEPSPEED, "engine.deepspeed.offload_optimizer=true", "engine.deepspeed.zero_stage=0"],
+        "use zero_stage of 1 to 3",
+    ),
+    (1, [DEEPSPEED, "engine.deepspeed.offload_parameters=true"], "use zero_stage=3"),
+    (2, [DEEPSPEED, "optimizer.kind=muon"], "use zero_stage=0 or engine.kind=native"),
+]  # fmt: skip
+"""Processes (None: as few as the layout needs), overrides, part of the one sentence."""
+
+ELSEWHERE = [
+    (
+        "0.19.2",
+        ["parallel.pp=2"],
+        "found DeepSpeed 0.19.2: the gradients of its pipeline are wrong",
+    ),
+    (None, [], "pip install 'llmtrain[deepspeed]'"),
+]
+"""Version of DeepSpeed on another machine, overrides, part of the one sentence."""
+
+
+@pytest.mark.parametrize(("world_size", "overrides", "message"), REFUSED)
+def test_each_limit_says_what_to_change(
+    config: Callable[..., RunConfig], world_size: int | None, overrides: list[str], message: str
+) -> None:
+    (found,) = broken_rules(config(*overrides), world_size)
+    assert message in found
+    assert "{" not in found.replace("{1", "")
+
+
+@pytest.mark.parametrize(("version", "overrides", "message"), ELSEWHERE)
+def test_each_limit_of_a_machine_says_what_to_change(
+    config: Callable[..., RunConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    version: str | None,
+    overrides: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setattr(limits, "deepspeed_version", lambda: version)
+    (found,) = broken_rules(config(DEEPSPEED, *overrides))
+    assert message in found
+
+
+def test_every_limit_is_tested_above(config: Callable[..., RunConfig]) -> None:
+    cases = [(world, config(*overrides)) for world, overrides, _ in REFUSED]
+    untested = [
+        limit.refused
+        for limit in SUPPORT
+        if not any(limit.message(run, world or size_of(run)) for world, run in cases)
+    ]
+    assert len(untested) == len(ELSEWHERE)
+
+
+def size_of(run: RunConfig) -> int:
+    axes = run.parallel
+    shard = 1 if axes.dp_shard == "auto" else axes.dp_shard
+    return axes.pp * axes.dp_replicate * axes.cp * axes.tp * shard
+
+
+@pytest.mark.parametrize(
+    ("world_size", "overrides"),
+    [
+        (2, ["parallel.pp=2", "parallel.schedule=dualpipev", KEEP]),
+        (2, ["parallel.pp=2", "parallel.schedule=interleaved_1f1b", "engine.compile=true"]),
+        (4, ["parallel.pp=2", "parallel.dp_replicate=2", OVERLAPPED]),
+        (2, ["parallel.cp=2", "parallel.dp_shard=1", OVERLAPPED]),
+        (4, ["parallel.dp_replicate=2", "parallel.cpu_offload=true"]),
+        (2, ["parallel.cp=2", "parallel.cp_method=ulysses"]),
+        (2, [DEEPSPEED, ZERO3, "engine.deepspeed.offload_parameters=true"]),
+        (4, [DEEPSPEED, "parallel.pp=2", "engine.deepspeed.zero_stage=1"]),
+    ],
+)  # fmt: skip
+def test_what_is_supported_is_not_refused(
+    config: Callable[..., RunConfig], world_size: int, overrides: list[str]
+) -> None:
+    assert broken_rules(config(*overrides), world_size) == []
+
+
+def test_docs_hold_the_matrix() -> None:
+    written = (REPOSITORY / "docs/parallelism.md").read_text()
+    assert written == page(written), "run: python -m llmtrain.config.support docs/parallelism.md"
+    assert all(limit.refused in written for limit in SUPPORT)
+
+
+COMMAND = [
+    "parity",
+    "parallel.pp=2",
+    "training.sequence_length=256",
+    "training.global_batch_tokens=2048",
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), TRAPS)
+def test_the_command_refuses_each_trap_with_one_sentence(
+    overrides: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def connect(*_: object, **__: object) -> None:
+        raise AssertionError("a process group was made")
+
+    monkeypatch.setattr("torch.distributed.init_process_group", connect)
+    assert main([*COMMAND, *overrides]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_a_trap_is_refused_at_once_and_without_torch() -> None:
+    program = (
+        "import sys; from llmtrain.cli import main; status = main(sys.argv[1:]);"
+        "sys.exit(100 if 'torch' in sys.modules else status)"
+    )
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", program, *COMMAND, *TRAPS[0][0]],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert time.perf_counter() - started < 5
+    assert re.fullmatch(r"error: .*dualpipev.*wrong without an error.*\n", done.stderr)
