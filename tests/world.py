@@ -37,7 +37,7 @@ DEEPSPEED = (
     *NATIVE,
     "deepspeed",
     "llmtrain.engine.deepspeed",
-    "llmtrain.engine.deepspeed_pipeline",
+    "llmtrain.engine.deepspeed.pipeline",
 )
 """What ranks of DeepSpeed's engine import."""
 DEEPSPEED_ENVIRONMENT = (("DS_ACCELERATOR", "cpu"),)

@@ -10,66 +10,35 @@ from collections.abc import Callable
 
 from llmtrain.config.model import ModelConfig
 from llmtrain.config.parallel import EngineConfig, ParallelConfig
-from llmtrain.engine.protocol import Engine, LossFunction, OptimizerFactory
+from llmtrain.engine.protocol import Engine, EngineParts, LossFunction, OptimizerFactory
 from llmtrain.errors import ConfigError
 from llmtrain.parallel.mesh import World
 
-EngineMaker = Callable[
-    [
-        ModelConfig,
-        ParallelConfig,
-        EngineConfig,
-        World,
-        int,
-        LossFunction,
-        OptimizerFactory,
-        float,
-    ],
-    Engine,
-]
-"""(model, parallel, engine, world, seed, loss, optimizer factory, clip norm) -> engine."""
 
-
-def _native(
-    model: ModelConfig,
-    parallel: ParallelConfig,
-    engine: EngineConfig,
-    world: World,
-    seed: int,
-    loss: LossFunction,
-    optimizer_factory: OptimizerFactory,
-    grad_clip_norm: float,
-) -> Engine:
+def _native(parts: EngineParts, world: World) -> Engine:
     from llmtrain.engine.native import NativeEngine
     from llmtrain.parallel.apply import build_local_model
 
-    local = build_local_model(model, parallel, engine, world, seed, loss)
-    return NativeEngine(local, optimizer_factory, grad_clip_norm)
+    local = build_local_model(
+        parts.model, parts.parallel, parts.engine, world, parts.seed, parts.loss
+    )
+    return NativeEngine(local, parts.optimizer_factory, parts.grad_clip_norm)
 
 
-def _deepspeed(
-    model: ModelConfig,
-    parallel: ParallelConfig,
-    engine: EngineConfig,
-    world: World,
-    seed: int,
-    loss: LossFunction,
-    optimizer_factory: OptimizerFactory,
-    grad_clip_norm: float,
-) -> Engine:
-    make: EngineMaker
-    if parallel.pp > 1:
-        from llmtrain.engine.deepspeed_pipeline import make_pipeline_engine
+def _deepspeed(parts: EngineParts, world: World) -> Engine:
+    if parts.parallel.pp > 1:
+        from llmtrain.engine.deepspeed.pipeline import make_pipeline_engine
 
-        make = make_pipeline_engine
-    else:
-        from llmtrain.engine.deepspeed import make_zero_engine
+        return make_pipeline_engine(parts, world)
+    from llmtrain.engine.deepspeed.zero import make_zero_engine
 
-        make = make_zero_engine
-    return make(model, parallel, engine, world, seed, loss, optimizer_factory, grad_clip_norm)
+    return make_zero_engine(parts, world)
 
 
-ENGINES: dict[str, EngineMaker] = {"native": _native, "deepspeed": _deepspeed}
+ENGINES: dict[str, Callable[[EngineParts, World], Engine]] = {
+    "native": _native,
+    "deepspeed": _deepspeed,
+}
 """Makers by ``engine.kind``; each imports what it alone needs."""
 
 
@@ -92,5 +61,8 @@ def make_engine(
     """
     if engine.kind not in ENGINES:
         raise ConfigError(f"engine.kind={engine.kind} is not one of {sorted(ENGINES)}")
-    make = ENGINES[engine.kind]
-    return make(model, parallel, engine, world, seed, loss, optimizer_factory, grad_clip_norm)
+    parts = EngineParts(
+        model=model, parallel=parallel, engine=engine, seed=seed, loss=loss,
+        optimizer_factory=optimizer_factory, grad_clip_norm=grad_clip_norm,
+    )  # fmt: skip
+    return ENGINES[engine.kind](parts, world)

@@ -22,6 +22,7 @@ from llmtrain.engine.state import (
     make_optimizer_state,
     state_dict,
 )
+from llmtrain.engine.step import clip_divisor, step_result, within
 from llmtrain.parallel.local import LocalModel
 from llmtrain.parallel.matrices import matrix_map
 
@@ -58,22 +59,21 @@ class NativeEngine:
         """Forward, backward, clip and, within the limits, update with learning rate ``lr``."""
         weight = self._count_targets(batch)
         self._local.clear_gradients()
-        sums = self._local.run(batch, scale=1.0 / weight, training=True)
+        mine = self._local.run(batch, scale=1.0 / weight, training=True)
         gradients = self._local.reduce_gradients()
-        squares, metrics = self._sum_over_ranks(sums, gradients)
+        squares, sums = self._sum_over_ranks(mine, gradients)
         grad_norm = squares.sum().sqrt()
-        loss_sum = metrics.pop("loss_sum")
-        applied = _within(loss_sum / weight, grad_norm, limits)
+        applied = within(sums["loss_sum"] / weight, grad_norm, limits)
         self._update(gradients, lr, grad_norm, applied)
-        return self._result(loss_sum, weight, grad_norm, applied, metrics)
+        return step_result(sums, weight, grad_norm, applied, self._dtype)
 
     def eval_step(self, batch: StepBatch) -> StepResult:
         """Forward only, over the same kind of batch."""
         weight = self._count_targets(batch)
-        sums = self._local.run(batch, scale=None, training=False)
-        _, metrics = self._sum_over_ranks(sums, [])
+        mine = self._local.run(batch, scale=None, training=False)
+        _, sums = self._sum_over_ranks(mine, [])
         zero = torch.zeros((), dtype=torch.float64, device=self._world.device)
-        return self._result(metrics.pop("loss_sum"), weight, zero, zero.bool(), metrics)
+        return step_result(sums, weight, zero, zero.bool(), self._dtype)
 
     def _count_targets(self, batch: StepBatch) -> Tensor:
         """Sum the weights of the targets in the global batch, float64."""
@@ -87,7 +87,7 @@ class NativeEngine:
             owned.local.grad = gradient
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        divisor = (grad_norm / self._grad_clip_norm).clamp(min=1.0).float()
+        divisor = clip_divisor(grad_norm, self._grad_clip_norm)
         gated_step(self._optimizer, skip=(~applied).float(), divisor=divisor)
         self._divisor = torch.where(applied, divisor, 1.0)  # a refused step divides nothing
         self._local.publish_parameters()
@@ -122,22 +122,6 @@ class NativeEngine:
             mine = [(name, tuple(value.shape)) for name, value in sums.items()]
             self._metric_shapes = self._world.share(mine, source=self._local.loss_rank)
         return self._metric_shapes
-
-    def _result(
-        self,
-        loss_sum: Tensor,
-        weight: Tensor,
-        grad_norm: Tensor,
-        applied: Tensor,
-        metrics: Mapping[str, Tensor],
-    ) -> StepResult:
-        return StepResult(
-            loss_sum=loss_sum.to(self._dtype),
-            target_tokens=weight.to(self._dtype),
-            grad_norm=grad_norm.to(self._dtype),
-            applied=applied,
-            metrics={name: value.to(self._dtype) for name, value in metrics.items()},
-        )
 
     def gradients(self) -> dict[str, Tensor]:
         """Full gradients (before clipping) of the last train_step by global name; collective."""
@@ -181,9 +165,3 @@ class NativeEngine:
         """Free gradients and optimizer state; no collective."""
         self._local.clear_gradients()
         self._optimizer.state.clear()
-
-
-def _within(loss: Tensor, grad_norm: Tensor, limits: StepLimits) -> Tensor:
-    """Tell on the device whether a step may be applied; finiteness is checked first."""
-    finite = torch.isfinite(loss) & torch.isfinite(grad_norm)
-    return finite & (loss <= limits.max_loss) & (grad_norm <= limits.max_grad_norm)

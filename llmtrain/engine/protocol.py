@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from llmtrain.config.model import ModelConfig
+from llmtrain.config.parallel import EngineConfig, ParallelConfig
 from llmtrain.data.batch import StepBatch
 from llmtrain.model.parameters import ParameterInfo
 from llmtrain.parallel.matrices import MatrixMap
@@ -17,6 +19,7 @@ from llmtrain.parallel.stage import LossFunction
 
 __all__ = [
     "Engine",
+    "EngineParts",
     "LossFunction",
     "MatrixMap",
     "OptimizerFactory",
@@ -61,6 +64,26 @@ class StepResult:
     """Whether the update was made: finite and within the limits, bool scalar."""
     metrics: Mapping[str, Tensor]
     """Sums over the global batch by name; ``source_loss_sum``, ``source_tokens``: [num_sources]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineParts:
+    """What an engine is made of, beside the processes it runs on."""
+
+    model: ModelConfig
+    """The architecture."""
+    parallel: ParallelConfig
+    """The layout."""
+    engine: EngineConfig
+    """Which engine, in which precision."""
+    seed: int
+    """Run seed: start values derive from it."""
+    loss: LossFunction
+    """What the last stage computes."""
+    optimizer_factory: OptimizerFactory
+    """Makes the update rule of what a rank holds."""
+    grad_clip_norm: float
+    """Largest global gradient norm; larger gradients are scaled down to it."""
 
 
 class Engine(Protocol):

@@ -14,7 +14,9 @@ from tests.distributed.layouts import Layout
 from tests.distributed.rig import REASONS, Numbers, Outcome, exercise, relative
 from tests.world import RankPool
 
-BF16_STEPS = 5
+NORM_STEPS = 5
+"""Later norms tell how far training has carried fp32 rounding, not how exact a layout is: on eight
+ranks 3e-5 was measured at step 13, and 1e-14 with the same layout in fp64."""
 TIME_LIMIT_S = 240.0
 
 
@@ -27,7 +29,7 @@ class Tolerance:
     curve: float
     """Of losses over twenty steps, of the evaluation, of a source's losses."""
     norm: float
-    """Of gradient norms over twenty steps."""
+    """Of gradient norms over NORM_STEPS."""
 
 
 TOLERANCES = {
@@ -100,19 +102,19 @@ class Suite:
         reason = REASONS[sum(layout.name.encode()) % len(REASONS)]
         pool = self._pools[layout.engine.kind]
         outcomes: list[Outcome] = pool.run(
-            exercise, layout.config, reason, size=layout.size, timeout_s=TIME_LIMIT_S
+            exercise, layout.config, reason, layout.steps, size=layout.size, timeout_s=TIME_LIMIT_S
         )
         return _compare(outcomes, want, layout.engine.precision)
 
 
 def _compare(outcomes: list[Outcome], want: Outcome, precision: str) -> Figures:
     got = outcomes[0]
-    steps = BF16_STEPS if precision == "bf16" else len(want.losses)
+    steps = len(got.losses)
     loss, gradient, parameter = _first_step(got.first, want.first)
     exact = _first_step(got.fp64, want.fp64)[:2] if got.fp64 and want.fp64 else (0.0,)
     curves = (
-        (got.losses[:steps], want.losses[:steps]),
-        (got.source_losses[:steps], want.source_losses[:steps]),
+        (got.losses, want.losses[:steps]),
+        (got.source_losses, want.source_losses[:steps]),
         ([got.held_out], [want.held_out]),
     )
     return Figures(
@@ -122,7 +124,7 @@ def _compare(outcomes: list[Outcome], want: Outcome, precision: str) -> Figures:
         parameter=parameter,
         fp64=max(exact),
         curve=max(relative(*pair) for pair in curves),
-        norm=relative(got.grad_norms, want.grad_norms),
+        norm=relative(got.grad_norms[:NORM_STEPS], want.grad_norms[:NORM_STEPS]),
         start=got.start == want.start,
         refused=all(outcome.refused for outcome in outcomes),
         agreed=all(outcome == got for outcome in outcomes),

@@ -23,9 +23,7 @@ from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import Place
 from llmtrain.train.loss import pretraining_loss
 from llmtrain.train.optimizer import optimizer_factory
-from tests.distributed.layouts import LEARNING_RATE, SHAPE
-
-NUM_STEPS = 20
+from tests.distributed.layouts import LEARNING_RATE, NUM_STEPS, SHAPE
 
 
 @dataclass
@@ -87,7 +85,7 @@ class Outcome:
     """Loss of the first batch by eval_step, before any update."""
     first: Numbers
     losses: list[float]
-    """Of NUM_STEPS steps and, after a refused one, one more."""
+    """Of all steps and, after a refused one, one more."""
     grad_norms: list[float]
     source_losses: list[float]
     refused: bool
@@ -96,8 +94,10 @@ class Outcome:
     """The same first step in double precision, where the engine has it."""
 
 
-def exercise(place: Place, config: RunConfig, reason: str = "not finite") -> Outcome:
-    """Start values, evaluation, gradients, twenty steps, a refused step, and fp64, in one world."""
+def exercise(
+    place: Place, config: RunConfig, reason: str = "not finite", num_steps: int = NUM_STEPS
+) -> Outcome:
+    """Start values, evaluation, gradients, steps, a refused step, and fp64, in one world."""
     with World(config.parallel, config.engine, place) as world:
         with rig_in(world, config) as r:
             start = digest(r.engine.full_parameters())
@@ -105,9 +105,9 @@ def exercise(place: Place, config: RunConfig, reason: str = "not finite") -> Out
             assert not evaluated.applied.item()
             results = [r.step(0)]
             gradients = r.engine.gradients()
-            results += [r.step(number) for number in range(1, NUM_STEPS)]
+            results += [r.step(number) for number in range(1, num_steps)]
             refused = _refuses(r, reason)
-            results.append(r.step(NUM_STEPS))
+            results.append(r.step(num_steps))
             assert all(result.applied.item() for result in results)
         fp64 = None
         if config.engine.kind == "native" and config.engine.precision == "fp32":

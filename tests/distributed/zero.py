@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from llmtrain.config.run import RunConfig
-from llmtrain.engine.deepspeed import ZeroEngine
+from llmtrain.engine.deepspeed.zero import ZeroEngine
 from llmtrain.parallel.place import Place
 from tests.distributed.layouts import LEARNING_RATE, Layout, zero
 from tests.distributed.rig import REASONS, bad_step, rig, snapshot

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from llmtrain.engine.deepspeed_runtime import attach
+from llmtrain.engine.deepspeed.runtime import attach
 from llmtrain.errors import ConfigError
 
 

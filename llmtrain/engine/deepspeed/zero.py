@@ -6,9 +6,7 @@ norm, clipping, the gate, the optimizer, start values and the state.
 Invariant: the numbers are those of the native engine. The host waits for the device only where
 DeepSpeed insists on a norm of its own: ZeRO 3, offload, and ZeRO 1 in bf16.
 
-    engine = make_zero_engine(
-        config.model, config.parallel, config.engine, world, 0, loss, optimizer_factory, 1.0
-    )
+    engine = make_zero_engine(parts, world)
     result = engine.train_step(batch, lr=3e-4, limits=no_limits(world.device))
 """
 
@@ -18,36 +16,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmtrain.config.model import ModelConfig
-from llmtrain.config.parallel import EngineConfig, ParallelConfig
 from llmtrain.data.batch import StepBatch
-from llmtrain.engine.deepspeed_build import ZeroModel, build_zero_model
-from llmtrain.engine.deepspeed_runtime import detach
-from llmtrain.engine.deepspeed_state import load_state_dict, make_optimizer_state, state_dict
-from llmtrain.engine.protocol import LossFunction, OptimizerFactory, StepLimits, StepResult
+from llmtrain.engine.deepspeed.build import ZeroModel, build_zero_model
+from llmtrain.engine.deepspeed.runtime import detach
+from llmtrain.engine.deepspeed.state import load_state_dict, make_optimizer_state, state_dict
+from llmtrain.engine.protocol import EngineParts, StepLimits, StepResult
 from llmtrain.engine.step import clip_divisor, step_result, within
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.stage import batch_fields
 
 
-def make_zero_engine(
-    model: ModelConfig,
-    parallel: ParallelConfig,
-    engine: EngineConfig,
-    world: World,
-    seed: int,
-    loss: LossFunction,
-    optimizer_factory: OptimizerFactory,
-    grad_clip_norm: float,
-) -> "ZeroEngine":
+def make_zero_engine(parts: EngineParts, world: World) -> "ZeroEngine":
     """Make the engine of this rank; collective.
 
     Raises:
         ConfigError: DeepSpeed is not installed.
         LayoutError: the optimizer needs whole matrices, which ZeRO does not keep.
     """
-    built = build_zero_model(model, parallel, engine, world, seed, loss, optimizer_factory)
-    return ZeroEngine(built, world, grad_clip_norm)
+    return ZeroEngine(build_zero_model(parts, world), world, parts.grad_clip_norm)
 
 
 class ZeroEngine:

@@ -4,9 +4,7 @@ Invariant: a stage is the StageModule that the native engine runs and the layers
 same plan, so the model and the loss are the same; all but the forward and the backward is that of
 the engine without a pipeline.
 
-    engine = make_pipeline_engine(
-        config.model, config.parallel, config.engine, world, 0, loss, optimizer_factory, 1.0
-    )
+    engine = make_pipeline_engine(parts, world)
     result = engine.train_step(batch, lr=3e-4, limits=no_limits(world.device))
 """
 
@@ -15,40 +13,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmtrain.config.model import ModelConfig
-from llmtrain.config.parallel import EngineConfig, ParallelConfig
 from llmtrain.data.batch import StepBatch
-from llmtrain.engine.deepspeed import ZeroEngine
-from llmtrain.engine.deepspeed_build import build_zero_model
-from llmtrain.engine.protocol import LossFunction, OptimizerFactory
+from llmtrain.engine.deepspeed.build import build_zero_model
+from llmtrain.engine.deepspeed.zero import ZeroEngine
+from llmtrain.engine.protocol import EngineParts
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.stage import StageModule
 
 
-def make_pipeline_engine(
-    model: ModelConfig,
-    parallel: ParallelConfig,
-    engine: EngineConfig,
-    world: World,
-    seed: int,
-    loss: LossFunction,
-    optimizer_factory: OptimizerFactory,
-    grad_clip_norm: float,
-) -> "PipelineZeroEngine":
+def make_pipeline_engine(parts: EngineParts, world: World) -> "PipelineZeroEngine":
     """Make the engine of this rank; collective.
 
     Raises:
         ConfigError: DeepSpeed is not installed.
         LayoutError: the optimizer needs whole matrices, which ZeRO does not keep.
     """
-    built = build_zero_model(model, parallel, engine, world, seed, loss, optimizer_factory, _pipe)
-    return PipelineZeroEngine(built, world, grad_clip_norm)
+    return PipelineZeroEngine(build_zero_model(parts, world, _pipe), world, parts.grad_clip_norm)
 
 
 def _pipe(
     stage: StageModule, optimizer: torch.optim.Optimizer, settings: dict[str, Any], world: World
 ) -> Any:
-    from llmtrain.engine.deepspeed_stage import pipe  # it imports DeepSpeed
+    from llmtrain.engine.deepspeed.stage import pipe  # it imports DeepSpeed
 
     return pipe(stage, optimizer, settings, world)
 

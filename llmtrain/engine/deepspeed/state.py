@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from llmtrain.engine.deepspeed_partitions import Holder, Run
+from llmtrain.engine.deepspeed.partitions import Holder, Run
 from llmtrain.engine.portion import Chunk, Portion, take
 from llmtrain.engine.state import STEP, check_schema, gated_step
 from llmtrain.parallel.region import rectangles, sizes

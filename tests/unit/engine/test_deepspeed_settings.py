@@ -1,7 +1,7 @@
 """What DeepSpeed is told, and that its own keys are laid over it."""
 
 from llmtrain.config.parallel import DeepSpeedConfig, EngineConfig
-from llmtrain.engine.deepspeed_config import deepspeed_json
+from llmtrain.engine.deepspeed.settings import deepspeed_json
 
 
 def engine(precision: str = "fp32", **deepspeed: object) -> EngineConfig:

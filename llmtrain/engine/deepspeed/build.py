@@ -4,7 +4,7 @@ Invariant: start values are written into the fp32 partitions after DeepSpeed has
 stage and precision starts with the bits of the native engine, and under ZeRO 3 no rank ever holds
 more than one block of the model.
 
-    built = build_zero_model(model, parallel, engine, world, seed, loss, optimizer_factory)
+    built = build_zero_model(parts, world)
 """
 
 import importlib
@@ -16,18 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from llmtrain.config.model import ModelConfig
-from llmtrain.config.parallel import EngineConfig, ParallelConfig
-from llmtrain.engine.deepspeed_config import deepspeed_json
-from llmtrain.engine.deepspeed_partitions import Holder, Rows, Whole, hold
-from llmtrain.engine.deepspeed_runtime import attach, redirected_output
-from llmtrain.engine.protocol import LossFunction, OptimizerFactory
+from llmtrain.config.parallel import EngineConfig
+from llmtrain.engine.deepspeed.partitions import Holder, Rows, Whole, hold
+from llmtrain.engine.deepspeed.runtime import attach, redirected_output
+from llmtrain.engine.deepspeed.settings import deepspeed_json
+from llmtrain.engine.protocol import EngineParts
 from llmtrain.errors import LayoutError
 from llmtrain.model.init import initialize_
 from llmtrain.model.parameters import ParameterInfo, parameter_table
 from llmtrain.model.transformer import Transformer
 from llmtrain.ops.attention import select_attention
+from llmtrain.parallel.matrices import run_alone
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.precision import MasterWeights
+from llmtrain.parallel.recompute import apply_recompute
 from llmtrain.parallel.stage import PREFIX, StageModule
 from llmtrain.planner.stages import split_layers
 
@@ -55,16 +57,7 @@ class ZeroModel:
     """Stored parameters of the model."""
 
 
-def build_zero_model(
-    model: ModelConfig,
-    parallel: ParallelConfig,
-    engine: EngineConfig,
-    world: World,
-    seed: int,
-    loss: LossFunction,
-    optimizer_factory: OptimizerFactory,
-    wrap: Wrap | None = None,
-) -> ZeroModel:
+def build_zero_model(parts: EngineParts, world: World, wrap: Wrap | None = None) -> ZeroModel:
     """Build this rank's stage of the model and hand it to DeepSpeed; collective.
 
     ``wrap`` makes DeepSpeed's engine where that is not its plain one.
@@ -74,9 +67,10 @@ def build_zero_model(
         LayoutError: the optimizer needs whole matrices.
     """
     deepspeed = attach()
-    table = tuple(info for info in parameter_table(model) if info.tied_to is None)
+    engine = parts.engine
+    table = tuple(info for info in parameter_table(parts.model) if info.tied_to is None)
     settings = zero_settings(engine, world, sum(info.numel for info in table))
-    module = _module(model, parallel, engine, world, loss)
+    module = _module(parts, world)
     _place(module, deepspeed, settings, world)
     named = {name.removeprefix(PREFIX): p for name, p in module.named_parameters()}
     rows = [
@@ -86,8 +80,8 @@ def build_zero_model(
     if masters is not None:
         pairs = zip(rows, masters.parameters, strict=True)
         rows = [(index, info, master) for (index, info, _), master in pairs]
-    matrices = _no_matrices if engine.deepspeed.zero_stage > 0 else _own_matrices
-    optimizer = optimizer_factory([(info, p) for _, info, p in rows], matrices)
+    matrices = _no_matrices if engine.deepspeed.zero_stage > 0 else run_alone
+    optimizer = parts.optimizer_factory([(info, p) for _, info, p in rows], matrices)
     if masters is not None:
         # DeepSpeed sums what the optimizer names, where it names anything.
         optimizer.get_grads_for_reduction = _gradients_of(masters)  # type: ignore[attr-defined]
@@ -96,7 +90,7 @@ def build_zero_model(
     holder = hold(made.optimizer, rows)
     if isinstance(holder, Whole):
         holder.masters = masters
-    _write_start_values(holder, model, seed)
+    _write_start_values(holder, parts.model, parts.seed)
     return ZeroModel(deepspeed=made, module=module, optimizer=optimizer, holder=holder, table=table)
 
 
@@ -128,14 +122,9 @@ def zero_settings(engine: EngineConfig, world: World, num_elements: int) -> dict
     return settings
 
 
-def _module(
-    model: ModelConfig,
-    parallel: ParallelConfig,
-    engine: EngineConfig,
-    world: World,
-    loss: LossFunction,
-) -> StageModule:
+def _module(parts: EngineParts, world: World) -> StageModule:
     """Build this rank's stage on the meta device, in the dtype it computes in."""
+    model, parallel, engine = parts.model, parts.parallel, parts.engine
     last = world.pp_rank == parallel.pp - 1
     bf16 = engine.precision == "bf16" and engine.deepspeed.zero_stage > 0
     with torch.device("meta"):
@@ -146,12 +135,9 @@ def _module(
             head=last,
             attention=select_attention(engine.attention, world.device),
         ).to(torch.bfloat16 if bf16 else torch.float32)
-    if parallel.recompute != "none":
-        from llmtrain.parallel.recompute import apply_recompute
-
-        dtype = torch.bfloat16 if engine.precision == "bf16" else torch.float32
-        apply_recompute(transformer, parallel, dtype, world.device)
-    return StageModule(transformer, loss if last else None)
+    dtype = torch.bfloat16 if engine.precision == "bf16" else torch.float32
+    apply_recompute(transformer, parallel, dtype, world.device)
+    return StageModule(transformer, parts.loss if last else None)
 
 
 def _place(module: StageModule, deepspeed: Any, settings: dict[str, Any], world: World) -> None:
@@ -199,13 +185,6 @@ def _write_start_values(holder: Holder, model: ModelConfig, seed: int) -> None:
             initialize_(view, run.info.name, (run.info.numel,), part, model, seed)
     with torch.no_grad():
         holder.publish()
-
-
-def _own_matrices(
-    function: Callable[[Tensor], Tensor], values: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Apply ``function`` where every rank holds whole matrices; all compute the same bits."""
-    return {name: function(value) for name, value in values.items()}
 
 
 def _no_matrices(
