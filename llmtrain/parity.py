@@ -19,7 +19,7 @@ import math
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -73,14 +73,28 @@ def main(config: ParityConfig) -> int:
     place = Place.from_environment()
     if config.data.sources and place.rank == 0:
         logger.info("parity makes its batches from training.seed: data.sources is not read")
+    size = implied_world_size(config.parallel) if place.world_size == 1 else place.world_size
+    logger.info("the layout: %d ranks, %s", size, _layout(config))
     if place.world_size > 1:
         requested = run_steps(config, place)
         if place.rank > 0:
             return 0
     else:
         requested = _run_started_here(config)
+    logger.info("the reference: one process, engine.kind=native")
     reference = run_steps(_alone(config), Place())
     return _report(compare(requested, reference), config.tolerance)
+
+
+def _layout(config: ParityConfig) -> str:
+    """The layout in the fields that differ from one process, for the log."""
+    was, now = ParallelConfig(), config.parallel
+    changed = [
+        f"parallel.{f.name}={getattr(now, f.name)}"
+        for f in fields(now)
+        if getattr(now, f.name) != getattr(was, f.name)
+    ]
+    return ", ".join([f"engine.kind={config.engine.kind}", *changed])
 
 
 def _alone(config: ParityConfig) -> ParityConfig:

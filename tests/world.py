@@ -155,8 +155,11 @@ class _Parent:
     def fork(self) -> _Rank:
         """A new rank."""
         ours, theirs = _SPAWN.Pipe()
-        self._pipe.send(theirs)
-        pid: int = self._pipe.recv()
+        try:
+            self._pipe.send(theirs)
+            pid: int = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise RankError("the process that forks ranks has ended; see its traceback") from error
         theirs.close()
         return _Rank(pid, ours)
 

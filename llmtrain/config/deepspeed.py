@@ -1,60 +1,118 @@
 """DeepSpeed's own configuration keys: which pass through, which llmtrain sets, which it refuses.
 
 Invariant: no key is ignored. What llmtrain models is refused with the field to use instead, what it
-cannot honour is refused with the reason, an unknown key is refused with the nearest known one; the
-rest reaches DeepSpeed as written. Nothing here imports DeepSpeed or torch.
+cannot honour is refused with the reason, an unknown key is refused with the nearest known one, and
+so is a value of the wrong type and a key that the stage of ZeRO does not read; the rest reaches
+DeepSpeed as written. Nothing here imports DeepSpeed or torch.
 
     passthrough_problems({"zero_optimization": {"overlap_comm": True}})     # []
     passthrough_problems({"train_batch_size": 8})                           # one sentence
 """
 
 import functools
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from llmtrain.config.strict import nearest
 
 PIPELINE_VERSION = (0, 19, 3)
 """First DeepSpeed whose pipeline gradients are right: 0.18.3 to 0.19.2 are wrong or hang."""
 
-_OFFLOAD = ("nvme_path", "buffer_count", "pin_memory")
 
-PASSED: Mapping[str, tuple[str, ...]] = {
-    "comms_logger": ("enabled", "verbose", "prof_all", "debug", "prof_ops"),
-    "flops_profiler": (
-        "enabled", "recompute_fwd_factor", "profile_step", "module_depth", "top_modules",
-        "detailed", "output_file",
+def _whole(value: object, low: float) -> bool:
+    """Tell whether ``value`` is a whole number of at least ``low``; 5e8 is one."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return value >= low and float(value).is_integer()
+
+
+_LEVELS = ("debug", "info", "warning", "error", "critical")
+
+KINDS: Mapping[str, Callable[[object], bool]] = {
+    "true or false": lambda value: isinstance(value, bool),
+    "a number": lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),
+    "a whole number": lambda value: _whole(value, -math.inf),
+    "a whole number of at least 0": lambda value: _whole(value, 0),
+    "a whole number above 0": lambda value: _whole(value, 1),
+    "text": lambda value: isinstance(value, str),
+    "a list of names": lambda value: (
+        isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
     ),
-    "timers": ("throughput",),
-    "aio": (
-        "block_size", "queue_depth", "thread_count", "intra_op_parallelism", "single_submit",
-        "overlap_events", "use_gds",
+    f"one of {', '.join(_LEVELS)}": lambda value: value in _LEVELS,
+}
+"""What keys take, in the words of the messages, with the test of a value."""
+
+_SWITCH, _NUMBER, _INTEGER, _COUNT, _POSITIVE, _TEXT, _NAMES, _LEVEL = KINDS
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key that reaches DeepSpeed."""
+
+    takes: str
+    """Kind of its value, out of ``KINDS``."""
+    stages: tuple[int, ...] = (0, 1, 2, 3)
+    """Stages of ZeRO that read it."""
+
+
+def _keys(section: str, names: Iterable[str], *key: Any) -> dict[str, Key]:
+    return dict.fromkeys((f"{section}.{name}" for name in names), Key(*key))
+
+
+def _stage3(names: Iterable[str], takes: str) -> dict[str, Key]:
+    """Keys of stage 3 alone, which DeepSpeed takes with ``stage3_`` before them too."""
+    both = [prefix + name for name in names for prefix in ("", "stage3_")]
+    return _keys("zero_optimization", both, takes, (3,))
+
+
+PASSED: Mapping[str, Key] = {
+    **_keys("comms_logger", ("enabled", "verbose", "prof_all", "debug"), _SWITCH),
+    "comms_logger.prof_ops": Key(_NAMES),
+    **_keys("flops_profiler", ("enabled", "detailed"), _SWITCH),
+    "flops_profiler.recompute_fwd_factor": Key(_NUMBER),
+    **_keys("flops_profiler", ("profile_step", "top_modules"), _COUNT),
+    "flops_profiler.module_depth": Key(_INTEGER),
+    "flops_profiler.output_file": Key(_TEXT),
+    **_keys("timers.throughput", ("enabled", "synchronized"), _SWITCH),
+    "steps_per_print": Key(_POSITIVE),
+    **dict.fromkeys(("wall_clock_breakdown", "memory_breakdown", "dump_state"), Key(_SWITCH)),
+    "log_level": Key(_LEVEL),
+    **_keys(
+        "zero_optimization", ("contiguous_gradients", "reduce_scatter", "overlap_comm"),
+        _SWITCH, (1, 2, 3),
     ),
-    "steps_per_print": (),
-    "wall_clock_breakdown": (),
-    "memory_breakdown": (),
-    "dump_state": (),
-    "log_level": (),
-    "zero_optimization": (
-        "contiguous_gradients", "reduce_scatter", "reduce_bucket_size",
-        "use_multi_rank_bucket_allreduce", "allgather_partitions", "allgather_bucket_size",
-        "overlap_comm", "sub_group_size", "prefetch_bucket_size", "param_persistence_threshold",
-        "model_persistence_threshold", "max_live_parameters", "max_reuse_distance",
-        "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold",
-        "stage3_model_persistence_threshold", "stage3_max_live_parameters",
-        "stage3_max_reuse_distance", "module_granularity_threshold",
-        "use_all_reduce_for_fetch_params", "allgather_sequential", "ignore_unused_parameters",
-        "round_robin_gradients", "parameter_alignment", "zero_hpz_partition_size",
-        "zero_quantized_weights", "zero_quantized_gradients", "memory_efficient_linear",
-        "log_trace_cache_warnings", "enable_sanity_checks",
+    "zero_optimization.reduce_bucket_size": Key(_POSITIVE, (1, 2, 3)),
+    **_keys(
+        "zero_optimization",
+        ("use_multi_rank_bucket_allreduce", "ignore_unused_parameters", "round_robin_gradients",
+         "parameter_alignment"),
+        _SWITCH, (1, 2),
     ),
-    "zero_optimization.offload_optimizer": (
-        *_OFFLOAD, "pipeline_read", "pipeline_write", "fast_init",
+    "zero_optimization.allgather_bucket_size": Key(_COUNT, (1, 2)),
+    **_stage3(
+        ("prefetch_bucket_size", "param_persistence_threshold", "model_persistence_threshold",
+         "max_live_parameters", "max_reuse_distance"),
+        _COUNT,
     ),
-    "zero_optimization.offload_param": (*_OFFLOAD, "buffer_size", "max_in_cpu"),
+    **_stage3(("module_granularity_threshold",), _INTEGER),
+    **_stage3(("use_all_reduce_for_fetch_params", "allgather_sequential"), _SWITCH),
+    **_keys(
+        "zero_optimization",
+        ("memory_efficient_linear", "log_trace_cache_warnings", "enable_sanity_checks"),
+        _SWITCH, (3,),
+    ),
+    **_keys("zero_optimization", ("sub_group_size", "zero_hpz_partition_size"), _COUNT, (3,)),
+    "zero_optimization.offload_optimizer.pin_memory": Key(_SWITCH, (1, 2, 3)),
+    "zero_optimization.offload_param.pin_memory": Key(_SWITCH, (3,)),
 }  # fmt: skip
-"""Keys that reach DeepSpeed, by section; an empty section is a plain value."""
+"""Keys that reach DeepSpeed, by dotted path."""
+
+SECTIONS = frozenset(path[: dot.start()] for path in PASSED for dot in re.finditer(r"\.", path))
+"""Paths that have keys below them."""
 
 SET_HERE: Mapping[str, str] = {
     "train_batch_size": "training.global_batch_tokens",
@@ -115,13 +173,25 @@ REFUSED: Mapping[str, str] = {
         "every number is in the run's metrics.jsonl",
     ),
     **dict.fromkeys(
+        ("aio",
+         *(f"zero_optimization.offload_optimizer.{key}" for key in (
+             "nvme_path", "buffer_count", "pipeline_read", "pipeline_write", "fast_init",
+         )),
+         *(f"zero_optimization.offload_param.{key}" for key in (
+             "nvme_path", "buffer_count", "buffer_size", "max_in_cpu",
+         ))),
+        "llmtrain offloads to the host's memory, where it has no effect",
+    ),
+    **dict.fromkeys(
         ("zero_optimization.zenflow", "zero_optimization.offload_optimizer.super_offload",
+         "zero_optimization.zero_quantized_weights", "zero_optimization.zero_quantized_gradients",
          "zero_optimization.compute_grad_norm", "progressive_layer_drop", "quantize_training",
          "compression_training", "eigenvalue", "sparse_attention"),
         "it changes what a step computes",
     ),
     **dict.fromkeys(
-        ("zero_optimization.legacy_stage1", "zero_optimization.cpu_offload_use_pin_memory"),
+        ("zero_optimization.legacy_stage1", "zero_optimization.allgather_partitions",
+         "zero_optimization.cpu_offload_use_pin_memory"),
         "DeepSpeed itself has given it up",
     ),
     **dict.fromkeys(
@@ -139,28 +209,28 @@ REFUSED: Mapping[str, str] = {
 def passthrough_problems(
     config: Mapping[str, object],
     *,
+    zero_stage: int | None = None,
     offload_optimizer: bool = True,
     offload_parameters: bool = True,
 ) -> list[str]:
     """One sentence for every key of ``engine.deepspeed.config`` that may not reach DeepSpeed.
 
-    The two flags are the fields of the same names: without them, settings of an offload would be
-    ignored.
+    The fields of the same names say what would be ignored: keys that the stage of ZeRO does not
+    read (None: any stage), and settings of an offload that is off.
     """
-    known = [key for key in PASSED if "." not in key]
-    problems = _problems(config, "", (*known, *SET_HERE, *REFUSED))
-    zero = config.get("zero_optimization")
-    switches = {
-        "offload_optimizer": ("offload_optimizer", offload_optimizer),
-        "offload_param": ("offload_parameters", offload_parameters),
+    off = {
+        f"zero_optimization.{key}": field
+        for key, field, on in (
+            ("offload_optimizer", "offload_optimizer", offload_optimizer),
+            ("offload_param", "offload_parameters", offload_parameters),
+        )
+        if not on
     }
-    for key, (field, on) in switches.items():
-        if isinstance(zero, Mapping) and key in zero and not on:
-            problems.append(
-                f"config.zero_optimization.{key} has no effect with {field}=false; "
-                f"set {field}=true or leave it out"
-            )
-    return problems
+    return [
+        problem
+        for path, value in _leaves(config)
+        if (problem := _problem(path, value, zero_stage, off)) is not None
+    ]
 
 
 @functools.cache
@@ -178,26 +248,49 @@ def pipeline_is_right(installed: str) -> bool:
     return numbers >= PIPELINE_VERSION
 
 
-def _problems(section: Mapping[str, object], prefix: str, known: tuple[str, ...]) -> list[str]:
-    """The problems of the keys in one section, whose full names start with ``prefix``."""
-    problems = list[str]()
+def _leaves(section: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Dotted path and value of every key, those of a known section one by one."""
     for key, value in section.items():
         path = f"{prefix}{key}"
-        if path in SET_HERE:
-            problems.append(f"config.{path} follows from {SET_HERE[path]}; set that instead")
-        elif path in REFUSED:
-            problems.append(f"config.{path} is not supported: {REFUSED[path]}; leave it out")
-        elif path not in PASSED and path not in known:
-            hint = nearest(path, known, "config.")
-            problems.append(f"config.{path} is no key that DeepSpeed reads{hint}")
-        elif inner := PASSED.get(path, ()):
-            problems += _section(path, value, inner)
-    return problems
+        if path in SECTIONS and isinstance(value, Mapping):
+            yield from _leaves(value, f"{path}.")
+        else:
+            yield path, value
 
 
-def _section(path: str, value: object, inner: tuple[str, ...]) -> list[str]:
-    if not isinstance(value, Mapping):
-        return [f"config.{path}={value} is not a section; write config.{path}.KEY=VALUE"]
-    paths = (*PASSED, *SET_HERE, *REFUSED)
-    deeper = [p for p in paths if p.startswith(f"{path}.")]
-    return _problems(value, f"{path}.", (*(f"{path}.{key}" for key in inner), *deeper))
+def _problem(
+    path: str, value: object, zero_stage: int | None, off: Mapping[str, str]
+) -> str | None:
+    """Say what is wrong with one key; ``off`` maps sections without effect to their switches."""
+    if path in SET_HERE:
+        return f"config.{path} follows from {SET_HERE[path]}; set that instead"
+    if path in REFUSED:
+        return f"config.{path} is not supported: {REFUSED[path]}; leave it out"
+    if path in SECTIONS:
+        return f"config.{path}={value} is not a section; write config.{path}.KEY=VALUE"
+    if path not in PASSED:
+        return (
+            f"config.{path} is no key that DeepSpeed reads{nearest(path, _near(path), 'config.')}"
+        )
+    key, section = PASSED[path], path.rpartition(".")[0]
+    if not KINDS[key.takes](value):
+        return f"config.{path}={value} must be {key.takes}"
+    if section in off:
+        return (
+            f"config.{path} has no effect with {off[section]}=false; "
+            f"set {off[section]}=true or leave it out"
+        )
+    if zero_stage is not None and zero_stage not in key.stages:
+        stages = ", ".join(str(stage) for stage in key.stages)
+        return (
+            f"config.{path} has no effect with zero_stage={zero_stage}; "
+            f"it is read at {stages}; leave it out"
+        )
+    return None
+
+
+def _near(path: str) -> list[str]:
+    """Keys and sections in the same section as ``path``."""
+    section = path.rpartition(".")[0]
+    known = {*PASSED, *SECTIONS, *SET_HERE, *REFUSED}
+    return sorted(name for name in known if name.rpartition(".")[0] == section)

@@ -33,7 +33,7 @@ class ParallelConfig:
     pp: int = 1
     """Pipeline ranks."""
     dp_replicate: int = 1
-    """Data-parallel replicas that each hold everything (DDP)."""
+    """Data-parallel replicas that each hold everything of their stage."""
     dp_shard: int | Literal["auto"] = "auto"
     """Data-parallel ranks that share parameters, gradients and optimizer state (FSDP2).
 
@@ -104,6 +104,7 @@ class DeepSpeedConfig:
         """Refuse keys that llmtrain sets, cannot honour or does not know."""
         problems = passthrough_problems(
             self.config,
+            zero_stage=self.zero_stage,
             offload_optimizer=self.offload_optimizer,
             offload_parameters=self.offload_parameters,
         )
@@ -116,7 +117,7 @@ class EngineConfig:
     """What runs the step and in which precision."""
 
     kind: Literal["native", "deepspeed"] = "native"
-    """``native``: PyTorch DDP, FSDP2 and torch.distributed.pipelining; ``deepspeed``: ZeRO."""
+    """``native``: PyTorch and all axes of the mesh; ``deepspeed``: ZeRO and its own pipeline."""
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     """Compute type; bf16 keeps fp32 master weights, gradients and reductions."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

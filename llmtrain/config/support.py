@@ -164,7 +164,8 @@ NATIVE: tuple[Limit, ...] = (
         concerns="replicas, sharding",
         refused="`replica_sum` with `dp_shard` above 1",
         because="FSDP2 sums over replicas itself as it reduces the shards",
-        broken=lambda f: f.sharded and not f.split_backward and f.p.replica_sum != "auto",
+        broken=lambda f: f.sharded and f.p.replica_sum != "auto"
+        and not (f.split_backward and f.p.replica_sum == "overlapped"),
         sentence="parallel.replica_sum={f.p.replica_sum} found with {f.dp_shard} ranks along "
         "dp_shard: {because}; use replica_sum=auto",
     ),
@@ -172,8 +173,9 @@ NATIVE: tuple[Limit, ...] = (
         concerns="replicas",
         refused="`replica_sum` without replicas",
         because="no two ranks hold the same parameters",
-        broken=lambda f: f.native and not f.split_backward and not f.sharded
-        and not f.replicas and f.p.replica_sum != "auto",
+        broken=lambda f: f.native and not f.sharded and not f.replicas
+        and f.p.replica_sum != "auto"
+        and not (f.split_backward and f.p.replica_sum == "overlapped"),
         sentence="parallel.replica_sum={f.p.replica_sum} has no effect on parallel.dp_replicate=1 "
         "x cp=1: {because}; use replica_sum=auto or a larger dp_replicate",
     ),

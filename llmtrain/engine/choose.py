@@ -1,9 +1,11 @@
-"""Makes the engine that ``engine.kind`` names; what runs a step is decided here and nowhere else.
+"""Makes the engine that ``engine.kind`` names.
 
-engine = make_engine(
-config.model, config.parallel, config.engine, world, seed=0, loss=loss,
-optimizer_factory=optimizer_factory(config.optimizer), grad_clip_norm=1.0,
-)
+Invariant: what runs a step is decided here and nowhere else.
+
+    engine = make_engine(
+        config.model, config.parallel, config.engine, world, seed=0, loss=loss,
+        optimizer_factory=optimizer_factory(config.optimizer), grad_clip_norm=1.0,
+    )
 """
 
 from collections.abc import Callable

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from llmtrain.config.deepspeed import PASSED, REFUSED, SET_HERE
+from llmtrain.config.deepspeed import PASSED, REFUSED, SECTIONS, SET_HERE
 from llmtrain.config.run import RunConfig
 from llmtrain.parallel.place import Place
 from tests.distributed.rig import loss_of, rig
@@ -60,8 +60,7 @@ def unclassified_keys(place: Place) -> list[str]:
 
     DeepSpeedConfig(Recorder(train_batch_size=place.world_size))
     zero = {f"zero_optimization.{name}" for name in DeepSpeedZeroConfig.model_fields}
-    passed = {f"{section}.{key}" for section, keys in PASSED.items() for key in keys}
-    return sorted((looked_up | zero) - {*PASSED, *SET_HERE, *REFUSED, *passed})
+    return sorted((looked_up | zero) - {*PASSED, *SECTIONS, *SET_HERE, *REFUSED})
 
 
 def stage_parameters(place: Place, config: RunConfig) -> list[str]:

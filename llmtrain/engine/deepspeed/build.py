@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from llmtrain.config.model import ModelConfig
 from llmtrain.config.parallel import EngineConfig
 from llmtrain.engine.deepspeed.partitions import Holder, Rows, Whole, hold
-from llmtrain.engine.deepspeed.runtime import attach, redirected_output
+from llmtrain.engine.deepspeed.runtime import attach, redirected_output, vouch_for
 from llmtrain.engine.deepspeed.settings import deepspeed_json
 from llmtrain.engine.protocol import EngineParts
 from llmtrain.errors import LayoutError
@@ -66,8 +66,8 @@ def build_zero_model(parts: EngineParts, world: World, wrap: Wrap | None = None)
         ConfigError: DeepSpeed is not installed.
         LayoutError: the optimizer needs whole matrices.
     """
-    deepspeed = attach()
     engine = parts.engine
+    deepspeed = attach(engine.timeout_s)
     table = tuple(info for info in parameter_table(parts.model) if info.tied_to is None)
     settings = zero_settings(engine, world, sum(info.numel for info in table))
     module = _module(parts, world)
@@ -85,6 +85,7 @@ def build_zero_model(parts: EngineParts, world: World, wrap: Wrap | None = None)
     if masters is not None:
         # DeepSpeed sums what the optimizer names, where it names anything.
         optimizer.get_grads_for_reduction = _gradients_of(masters)  # type: ignore[attr-defined]
+    vouch_for(optimizer)
     with redirected_output():
         made = (wrap or _plain)(module, optimizer, settings, world)
     holder = hold(made.optimizer, rows)

@@ -3,7 +3,7 @@
 Invariant: DeepSpeed starts no process group and compiles nothing; what it logs or prints goes where
 our log lines go, and nothing of one engine's groups is left when the next one is made.
 
-    deepspeed = attach()
+    deepspeed = attach(timeout_s=600.0)
     with redirected_output():
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
     detach(engine)
@@ -14,9 +14,12 @@ import io
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
+from torch.optim import Optimizer
 
 from llmtrain.errors import ConfigError
 
@@ -33,8 +36,11 @@ class _Forward(logging.Handler):
         logger.log(record.levelno, "DeepSpeed: %s", record.getMessage())
 
 
-def attach() -> Any:
+def attach(timeout_s: float) -> Any:
     """Import DeepSpeed and put it on the process groups that World made.
+
+    Args:
+        timeout_s: seconds a collective may wait in the groups that DeepSpeed adds to them.
 
     Raises:
         ConfigError: the package is not installed.
@@ -53,7 +59,9 @@ def attach() -> Any:
     _import_optimizers()
     _forget_groups()  # of an engine that failed before it could be closed
     deepspeed.init_distributed(dist_init_required=False)
-    _use_current_names(importlib.import_module("deepspeed.comm.comm").cdb)
+    backend = importlib.import_module("deepspeed.comm.comm").cdb
+    _use_current_names(backend)
+    backend.new_group = partial(dist.new_group, timeout=timedelta(seconds=timeout_s))
     _restart_counters()
     return deepspeed
 
@@ -62,6 +70,13 @@ def detach(engine: Any) -> None:
     """Remove ``engine``'s hooks and DeepSpeed's memory of the process groups; no collective."""
     engine.destroy()
     _forget_groups()
+
+
+def vouch_for(optimizer: Optimizer) -> None:
+    """Name ``optimizer`` among those tested with ZeRO; DeepSpeed warns of any other."""
+    tested = importlib.import_module("deepspeed.runtime.zero.utils").ZERO_SUPPORTED_OPTIMIZERS
+    if type(optimizer) not in tested:
+        tested.append(type(optimizer))
 
 
 @contextmanager

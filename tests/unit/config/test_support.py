@@ -75,6 +75,12 @@ REFUSED = [
     (1, ["parallel.cpu_offload=true"], "one rank along dp_shard"),
     (2, [OVERLAPPED], "2 ranks along dp_shard: FSDP2 sums over replicas itself"),
     (2, ["parallel.pp=2", "parallel.replica_sum=after"], "has no effect on parallel.dp_replicate"),
+    (
+        4,
+        ["parallel.pp=2", "parallel.schedule=zbv", "parallel.dp_shard=2",
+         "parallel.replica_sum=after"],
+        "2 ranks along dp_shard: FSDP2 sums over replicas itself",
+    ),
     (4, ["parallel.tp=4"], "does not divide model.num_key_value_heads=2: every rank holds whole"),
     (2, ["parallel.tp=2", "model.intermediate_size=511"], "use tp in {1}"),
     (

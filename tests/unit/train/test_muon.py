@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from llmtrain.config.training import OptimizerConfig
+from llmtrain.engine.state import gated_step
 from llmtrain.model.parameters import ParameterInfo
 from llmtrain.parallel.matrices import run_alone
 from llmtrain.train.muon import Muon, orthogonalize
+from llmtrain.train.optimizer import optimizer_factory
 
 
 def reference(matrix: Tensor, steps: int) -> Tensor:
@@ -82,3 +84,12 @@ def test_an_update_has_the_size_of_one_of_adamw() -> None:
     optimizer.step()
     assert parameter.dtype == torch.float32
     assert 0.15 < parameter.square().mean().sqrt().item() < 0.25
+
+
+def test_a_stage_without_blocks_has_no_matrix_to_update() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(6, 4))
+    info = ParameterInfo(name="lm_head.weight", shape=(6, 4), trainable=True, decay=True)
+    optimizer = optimizer_factory(OptimizerConfig(kind="muon"))([(info, parameter)], run_alone)
+    parameter.grad = random(6, 4).float()
+    gated_step(optimizer, skip=torch.zeros(()), divisor=None)
+    assert parameter.all()
