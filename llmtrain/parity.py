@@ -28,6 +28,7 @@ from torch import Tensor
 from llmtrain.config.commands import ParityConfig
 from llmtrain.config.parallel import DeepSpeedConfig, ParallelConfig, implied_world_size
 from llmtrain.config.run import check
+from llmtrain.config.strict import show
 from llmtrain.data.synthetic import BatchShape, rank_rows, synthetic_batch
 from llmtrain.engine.choose import make_engine
 from llmtrain.engine.native import no_limits
@@ -90,7 +91,7 @@ def _layout(config: ParityConfig) -> str:
     """The layout in the fields that differ from one process, for the log."""
     was, now = ParallelConfig(), config.parallel
     changed = [
-        f"parallel.{f.name}={getattr(now, f.name)}"
+        f"parallel.{f.name}={show(getattr(now, f.name))}"
         for f in fields(now)
         if getattr(now, f.name) != getattr(was, f.name)
     ]

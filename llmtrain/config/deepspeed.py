@@ -105,7 +105,7 @@ PASSED: Mapping[str, Key] = {
         ("memory_efficient_linear", "log_trace_cache_warnings", "enable_sanity_checks"),
         _SWITCH, (3,),
     ),
-    **_keys("zero_optimization", ("sub_group_size", "zero_hpz_partition_size"), _COUNT, (3,)),
+    "zero_optimization.sub_group_size": Key(_COUNT, (3,)),
     "zero_optimization.offload_optimizer.pin_memory": Key(_SWITCH, (1, 2, 3)),
     "zero_optimization.offload_param.pin_memory": Key(_SWITCH, (3,)),
 }  # fmt: skip
@@ -182,6 +182,8 @@ REFUSED: Mapping[str, str] = {
          ))),
         "llmtrain offloads to the host's memory, where it has no effect",
     ),
+    "zero_optimization.zero_hpz_partition_size": "it wants the whole model at once, llmtrain cuts "
+    "it block by block",
     **dict.fromkeys(
         ("zero_optimization.zenflow", "zero_optimization.offload_optimizer.super_offload",
          "zero_optimization.zero_quantized_weights", "zero_optimization.zero_quantized_gradients",
@@ -283,8 +285,8 @@ def _problem(
     if zero_stage is not None and zero_stage not in key.stages:
         stages = ", ".join(str(stage) for stage in key.stages)
         return (
-            f"config.{path} has no effect with zero_stage={zero_stage}; "
-            f"it is read at {stages}; leave it out"
+            f"config.{path} has no effect with zero_stage={zero_stage}, only with {stages}; "
+            "leave it out"
         )
     return None
 

@@ -7,7 +7,7 @@ of DeepSpeed's where another engine runs the step.
 from collections.abc import Mapping
 
 from llmtrain.config.deepspeed import pipeline_is_right
-from llmtrain.config.limits import DEFAULT, Facts, Limit
+from llmtrain.config.limits import Facts, Limit
 from llmtrain.config.parallel import DeepSpeedConfig
 
 _UNSET = DeepSpeedConfig()
@@ -23,6 +23,19 @@ def _timed_pipeline(f: Facts) -> bool:
     profiled = isinstance(profiler, Mapping) and bool(profiler.get("enabled"))
     timed = profiled or bool(f.z.config.get("wall_clock_breakdown"))
     return f.deepspeed and f.p.pp > 1 and timed
+
+
+def _overlapped_pipeline(f: Facts) -> bool:
+    zero = f.z.config.get("zero_optimization")
+    overlapped = isinstance(zero, Mapping) and bool(zero.get("overlap_comm"))
+    return f.deepspeed and f.p.pp > 1 and overlapped
+
+
+def _unread_in_bf16(f: Facts) -> bool:
+    zero = f.z.config.get("zero_optimization")
+    unread = isinstance(zero, Mapping) and bool(set(zero) - {"allgather_bucket_size"})
+    plain = f.e.precision == "bf16" and f.z.zero_stage == 1 and not f.z.offload_optimizer
+    return f.deepspeed and plain and unread
 
 
 DEEPSPEED: tuple[Limit, ...] = (
@@ -62,9 +75,9 @@ DEEPSPEED: tuple[Limit, ...] = (
         concerns="DeepSpeed",
         refused="`dp_replicate`, `cp` or `tp` above 1",
         because="its ranks are stages and data ranks only",
-        broken=lambda f: f.deepspeed and f.p.dp_replicate * f.p.cp * f.p.tp > 1,
-        sentence="parallel.dp_replicate={f.p.dp_replicate}, cp={f.p.cp}, tp={f.p.tp} found with "
-        "engine.kind=deepspeed: {because}; use dp_shard and pp, or engine.kind=native",
+        broken=lambda f: f.deepspeed and f.native_axes != "",
+        sentence="{f.native_axes} found with engine.kind=deepspeed: {because}; use dp_shard and "
+        "pp, or engine.kind=native",
     ),
     Limit(
         concerns="DeepSpeed, pipeline",
@@ -100,18 +113,30 @@ DEEPSPEED: tuple[Limit, ...] = (
         "parallel.pp={f.p.pp} stages: {because}; leave them out or use pp=1",
     ),
     Limit(
+        concerns="DeepSpeed, pipeline",
+        refused="`zero_optimization.overlap_comm` in `engine.deepspeed.config` with `pp`",
+        because="its pipeline sums gradients after the last backward",
+        broken=_overlapped_pipeline,
+        sentence="engine.deepspeed.config.zero_optimization.overlap_comm=true found with "
+        "parallel.pp={f.p.pp}: {because}; leave it out or use pp=1",
+    ),
+    Limit(
+        concerns="DeepSpeed",
+        refused="`zero_optimization` in `engine.deepspeed.config` with `zero_stage` 1 in bf16, but "
+        "for `allgather_bucket_size`",
+        because="its optimizer for that, BF16_Optimizer, reads no other key",
+        broken=_unread_in_bf16,
+        sentence="engine.deepspeed.config.zero_optimization found with zero_stage=1 and "
+        "engine.precision=bf16: {because} than allgather_bucket_size; leave the others out or use "
+        "zero_stage=2",
+    ),
+    Limit(
         concerns="DeepSpeed",
         refused="`reshard_after_forward`, `replica_sum` or `cpu_offload`",
-        because="they belong to FSDP2 and to the native sums",
-        broken=lambda f: (
-            f.deepspeed
-            and (f.p.reshard_after_forward, f.p.replica_sum, f.p.cpu_offload)
-            != (DEFAULT.reshard_after_forward, DEFAULT.replica_sum, DEFAULT.cpu_offload)
-        ),
-        sentence="parallel.reshard_after_forward={f.p.reshard_after_forward}, "
-        "replica_sum={f.p.replica_sum}, cpu_offload={f.p.cpu_offload} found with "
-        "engine.kind=deepspeed: {because}; leave them out, engine.deepspeed has zero_stage and "
-        "offload_optimizer",
+        because="FSDP2 and the native sums alone read it",
+        broken=lambda f: f.deepspeed and f.fsdp_fields != "",
+        sentence="{f.fsdp_fields} found with engine.kind=deepspeed: {because}; leave it out, "
+        "engine.deepspeed has zero_stage and offload_optimizer",
     ),
     Limit(
         concerns="DeepSpeed, compile",

@@ -23,6 +23,7 @@ from llmtrain.config.parallel import (
     ParallelConfig,
     resolve_dp_shard,
 )
+from llmtrain.config.strict import show
 from llmtrain.errors import LayoutError
 
 if TYPE_CHECKING:
@@ -168,6 +169,21 @@ class Facts:
     def tp_choices(self) -> str:
         """Sizes of tp that cut the model evenly."""
         return _divisors(math.gcd(self.m.num_key_value_heads, self.m.intermediate_size))
+
+    @property
+    def fsdp_fields(self) -> str:
+        """Fields that FSDP2 and the native sums alone read, where they are set."""
+        return self._set("reshard_after_forward", "replica_sum", "cpu_offload")
+
+    @property
+    def native_axes(self) -> str:
+        """Axes that only the native engine has, where they are set."""
+        return self._set("dp_replicate", "cp", "tp")
+
+    def _set(self, *names: str) -> str:
+        """Overrides of the layout's fields ``names`` that are not as they are by default."""
+        found = [name for name in names if getattr(self.p, name) != getattr(DEFAULT, name)]
+        return ", ".join(f"parallel.{name}={show(getattr(self.p, name))}" for name in found)
 
     @property
     def key_value_heads_per_rank(self) -> int:

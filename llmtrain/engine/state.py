@@ -45,8 +45,7 @@ def gated_step(optimizer: torch.optim.Optimizer, skip: Tensor, divisor: Tensor |
 
     A skipped update changes nothing, the optimizer's step count included.
     """
-    parameters = (p for group in optimizer.param_groups for p in group["params"])
-    device = next(parameters).device  # the host's where FSDP2 offloads
+    device = optimizer.param_groups[0]["params"][0].device  # the host's where FSDP2 offloads
     optimizer.found_inf = skip.to(device)  # type: ignore[attr-defined]
     optimizer.grad_scale = (  # type: ignore[attr-defined]
         None if divisor is None else divisor.to(device)

@@ -118,7 +118,8 @@ class World:
             os.environ["DS_ACCELERATOR"] = self.device.type
         if self.world_size > 1 or self._engine.kind == "deepspeed":  # which wants a group of one
             self._connect()
-        logger.info("rank %d of %d on %s: %s", self.rank, self.world_size, self.device, self.axes)
+        here = (self.rank, self.world_size, self.device, self._engine.kind, self.axes)
+        logger.info("rank %d of %d on %s, engine.kind=%s: %s", *here)
         return self
 
     def __exit__(

@@ -59,7 +59,7 @@ def orthogonalize(matrix: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon and another rule as one optimizer; the first group holds the matrices.
+    """Muon and another rule as one optimizer; the first group holds the matrices, if there are any.
 
     ``found_inf`` and ``grad_scale`` gate it as in torch's fused optimizers. ``step`` is collective
     where ``matrix_map`` is.
@@ -85,7 +85,8 @@ class Muon(torch.optim.Optimizer):
         """
         own = {"params": [p for _, p in matrices], "weight_decay": config.weight_decay}
         others = [] if rest is None else rest.param_groups
-        super().__init__([own, *others], {"lr": config.lr})
+        # a pipeline stage without blocks has no matrix
+        super().__init__([own, *others] if matrices else others, {"lr": config.lr})
         self._rest = rest
         if rest is not None:
             rest.state = self.state
@@ -99,7 +100,8 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]  # no closure: the engine has run the backward
         """Update every parameter that has a gradient."""
-        self._update_matrices(self.param_groups[0])
+        if self._names:
+            self._update_matrices(self.param_groups[0])
         if self._rest is not None:
             for name in ("found_inf", "grad_scale"):
                 setattr(self._rest, name, getattr(self, name, None))
@@ -107,8 +109,6 @@ class Muon(torch.optim.Optimizer):
 
     def _update_matrices(self, group: dict[str, Any]) -> None:
         parameters: list[Tensor] = group["params"]
-        if not parameters:
-            return
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         states = [self._state_of(p) for p in parameters]
         momenta = [state["momentum"] for state in states]

@@ -7,28 +7,32 @@ import torch
 
 from llmtrain.model.parameters import num_parameters
 from tests.distributed.figures import Suite
-from tests.distributed.layouts import MODEL, Layout, zero
+from tests.distributed.layouts import FEW_STEPS, Layout, zero
 from tests.distributed.rig import REASONS, relative
 from tests.distributed.states import load, read, save
-from tests.distributed.zero import cut, held_elements, printed, refusals, row_by_row, with_keys
+from tests.distributed.zero import cut, held_elements, printed, refusals, with_keys
 from tests.world import RankPool
 
 BF16 = [
-    *(row_by_row(zero(n, " bf16 dp2", dp_shard=2, precision="bf16")) for n in range(3)),
-    row_by_row(cut(" bf16 dp2", precision="bf16")),
+    *(zero(n, " bf16 dp2", steps=FEW_STEPS, dp_shard=2, precision="bf16") for n in range(3)),
+    cut(" bf16 dp2", steps=FEW_STEPS, precision="bf16"),
 ]
 
 VARIANTS = [
     *BF16,
-    cut(" recompute dp2", recompute="full"),
-    cut(" tied offload", dp_shard=1, model="tied", offload_optimizer=True, offload_parameters=True),
-    row_by_row(
-        zero(1, " bf16 offload dp2", dp_shard=2, precision="bf16", offload_optimizer=True)
+    cut(" recompute dp2", steps=FEW_STEPS, recompute="full"),
+    cut(
+        " tied offload", steps=FEW_STEPS, dp_shard=1, model="tied",
+        offload_optimizer=True, offload_parameters=True,
     ),
-    zero(0, " muon dp2", dp_shard=2, optimizer="muon"),
-    zero(1, " alone"),
+    zero(
+        1, " bf16 offload dp2", steps=FEW_STEPS, dp_shard=2, precision="bf16",
+        offload_optimizer=True,
+    ),
+    zero(0, " muon dp2", steps=FEW_STEPS, dp_shard=2, optimizer="muon"),
+    zero(1, " alone", steps=FEW_STEPS),
     with_keys(
-        zero(2, " buckets dp2", dp_shard=2),
+        zero(2, " buckets dp2", steps=FEW_STEPS, dp_shard=2),
         reduce_bucket_size=500, contiguous_gradients=False, round_robin_gradients=True,
         parameter_alignment=True,
     ),
@@ -75,7 +79,7 @@ def test_state_goes_in_and_out_exactly(
 def test_ranks_hold_their_share_and_no_more(stage: int, deepspeed_ranks: RankPool) -> None:
     layout = zero(stage, dp_shard=2)
     held = deepspeed_ranks.run(held_elements, layout.config, size=2)
-    whole = num_parameters(MODEL)
+    whole = num_parameters(layout.config.model)
     assert sum(held) == (2 * whole if stage == 0 else whole)
     assert abs(held[0] - held[1]) < 0.02 * whole
 

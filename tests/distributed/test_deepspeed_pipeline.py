@@ -5,7 +5,7 @@ import pytest
 from llmtrain.model.parameters import parameter_table
 from llmtrain.parity import compare_gradients
 from llmtrain.planner.stages import split_layers
-from tests.distributed.layouts import MODEL, native, zero
+from tests.distributed.layouts import native, zero
 from tests.distributed.pipelines import (
     changing_shapes,
     short_run,
@@ -38,11 +38,12 @@ def test_sizes_may_change_from_call_to_call(ranks: RankPool, deepspeed_ranks: Ra
 
 
 def test_ranks_hold_the_stages_of_the_native_plan(deepspeed_ranks: RankPool) -> None:
+    model = PP2_DP2.config.model
     held = deepspeed_ranks.run(stage_parameters, PP2_DP2.config, size=4)
     assert held[0] == held[1]
     assert held[2] == held[3]
-    assert sorted(held[0] + held[2]) == sorted(info.name for info in parameter_table(MODEL))
-    for names, layers in zip((held[0], held[2]), split_layers(MODEL, 2), strict=True):
+    assert sorted(held[0] + held[2]) == sorted(info.name for info in parameter_table(model))
+    for names, layers in zip((held[0], held[2]), split_layers(model, 2), strict=True):
         found = {int(name.split(".")[2]) for name in names if ".layers." in name}
         assert found == set(layers)
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,27 +12,6 @@ from llmtrain.engine.deepspeed.zero import ZeroEngine
 from llmtrain.parallel.place import Place
 from tests.distributed.layouts import LEARNING_RATE, Layout, zero
 from tests.distributed.rig import REASONS, bad_step, rig, snapshot
-
-
-class RowByRow(Layout):
-    """A layout whose micro-batches are one row each, as its reference's are.
-
-    bf16 rounds the gradient of a micro-batch, so only equal micro-batches give equal sums.
-    """
-
-    @property
-    def config(self) -> RunConfig:
-        config = super().config
-        return replace(config, training=replace(config.training, micro_batch_size=1))
-
-    @property
-    def reference(self) -> Layout:
-        alone = super().reference
-        return row_by_row(replace(alone, name=f"{alone.name} row by row"))
-
-
-def row_by_row(layout: Layout) -> Layout:
-    return RowByRow(**{field.name: getattr(layout, field.name) for field in fields(layout)})
 
 
 def with_keys(layout: Layout, **keys: Any) -> Layout:

@@ -33,10 +33,6 @@ from llmtrain.parallel.recompute import apply_recompute
 from llmtrain.parallel.stage import PREFIX, StageModule
 from llmtrain.planner.stages import split_layers
 
-_BUCKET = 500_000_000
-"""DeepSpeed's default number of elements it reduces at a time, all of them allocated."""
-
-
 Wrap = Callable[[StageModule, torch.optim.Optimizer, dict[str, Any], World], Any]
 """Makes DeepSpeed's engine around (module, optimizer, settings, world)."""
 
@@ -69,7 +65,9 @@ def build_zero_model(parts: EngineParts, world: World, wrap: Wrap | None = None)
     engine = parts.engine
     deepspeed = attach(engine.timeout_s)
     table = tuple(info for info in parameter_table(parts.model) if info.tied_to is None)
-    settings = zero_settings(engine, world, sum(info.numel for info in table))
+    settings = deepspeed_json(
+        engine, data_ranks=world.dp_size, num_elements=sum(info.numel for info in table)
+    )
     module = _module(parts, world)
     _place(module, deepspeed, settings, world)
     named = {name.removeprefix(PREFIX): p for name, p in module.named_parameters()}
@@ -103,24 +101,6 @@ def _plain(
         model=module, optimizer=optimizer, config=settings, dist_init_required=False
     )
     return made
-
-
-def zero_settings(engine: EngineConfig, world: World, num_elements: int) -> dict[str, Any]:
-    """Give DeepSpeed's JSON for an engine whose norm, clip and gate are ours."""
-    settings = deepspeed_json(engine, data_ranks=world.dp_size)
-    stage, bf16 = engine.deepspeed.zero_stage, engine.precision == "bf16"
-    settings["communication_data_type"] = "fp32"
-    zero = settings["zero_optimization"]
-    zero.setdefault("reduce_bucket_size", min(_BUCKET, num_elements))
-    # Its linear function would replace torch's for the life of the process.
-    zero.setdefault("memory_efficient_linear", False)
-    own_norm = engine.deepspeed.offload_optimizer or (stage == 1 and bf16)
-    if stage in (1, 2) and not own_norm:
-        zero["compute_grad_norm"] = False
-    settings.pop("bf16", None)
-    if bf16 and stage > 0:  # ZeRO 0 refuses fp32 accumulation: see _masters
-        settings["bf16"] = {"enabled": True, "check_grad_overflow": False}
-    return settings
 
 
 def _module(parts: EngineParts, world: World) -> StageModule:

@@ -92,12 +92,12 @@ def test_keys_of_another_stage_are_refused() -> None:
     config = {"zero_optimization": {"max_live_parameters": 1000, "overlap_comm": True}}
     assert passthrough_problems(config, zero_stage=3) == []
     assert passthrough_problems(config, zero_stage=1) == [
-        "config.zero_optimization.max_live_parameters has no effect with zero_stage=1; "
-        "it is read at 3; leave it out"
+        "config.zero_optimization.max_live_parameters has no effect with zero_stage=1, only with "
+        "3; leave it out"
     ]
     assert passthrough_problems(config, zero_stage=0)[1] == (
-        "config.zero_optimization.overlap_comm has no effect with zero_stage=0; "
-        "it is read at 1, 2, 3; leave it out"
+        "config.zero_optimization.overlap_comm has no effect with zero_stage=0, only with 1, 2, 3; "
+        "leave it out"
     )
 
 

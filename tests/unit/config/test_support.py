@@ -105,7 +105,18 @@ REFUSED = [
         [DEEPSPEED, "parallel.pp=2", "engine.deepspeed.config.flops_profiler.enabled=true"],
         "leave them out or use pp=1",
     ),
-    (2, [DEEPSPEED, "parallel.cpu_offload=true"], "offload_optimizer"),
+    (
+        2,
+        [DEEPSPEED, "parallel.pp=2", "engine.deepspeed.config.zero_optimization.overlap_comm=true"],
+        "overlap_comm=true found with parallel.pp=2",
+    ),
+    (
+        2,
+        [DEEPSPEED, "engine.precision=bf16",
+         "engine.deepspeed.config.zero_optimization.overlap_comm=true"],
+        "leave the others out or use zero_stage=2",
+    ),
+    (2, [DEEPSPEED, "parallel.cpu_offload=true"], "parallel.cpu_offload=true found with engine"),
     (1, [DEEPSPEED, "engine.compile=true"], "use engine.compile=false"),
     (
         1,
