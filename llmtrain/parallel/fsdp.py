@@ -50,7 +50,7 @@ def shard(
     )
     for block in stage.transformer.model.layers.values():
         wrap(block)
-    wrap(stage)
+    wrap(stage, reshard_after_forward=False)  # its backward follows at once
     for module in sharded_modules(stage):
         module.set_force_sum_reduction_for_comms(True)
         module.set_gradient_divide_factor(1.0)
