@@ -253,3 +253,20 @@ NATIVE: dict[str, Layout] = {
 }
 LAYOUTS: dict[str, Layout] = NATIVE | {row.name: row for row in (*DEEPSPEED, *BF16)}
 """Every row by name."""
+
+TABLE_ONLY = frozenset(
+    {
+        "dp2 after", "fsdp2 keep", "cp4 ring", "pp4 1f1b",
+        "pp2 fsdp2 interleaved_zero_bubble", "pp2 dp2 tp2 dualpipev", "pp2 fsdp2 cp2 zbv",
+        "pp2 cp2 all_gather", "pp2 tp2",
+        "tied pp2 fsdp2 tp2", "window tp2", "recompute selective tp2", "recompute budget cp2",
+        "muon pp2 dp2", "offload fsdp2",
+        "deepspeed zero3 dp4", "deepspeed zero0 pp4", "deepspeed zero1 pp2 dp4",
+        "deepspeed zero2 offload dp2", "deepspeed zero3 offload dp2",
+        "bf16 dp2", "bf16 pp2 1f1b",
+    }
+)  # fmt: skip
+"""Rows whose parts other rows and tests show: run by tests/distributed/parity_table.py only."""
+
+TESTED: dict[str, Layout] = {name: row for name, row in LAYOUTS.items() if name not in TABLE_ONLY}
+"""The rows of every test run."""

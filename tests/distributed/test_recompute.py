@@ -33,13 +33,13 @@ def test_same_bits_in_bf16(ranks: RankPool) -> None:
     assert ranks.run(exact, ParallelConfig(dp_shard=2), ALL, "bf16", size=2) == [[]] * 2
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [3])
 def test_same_bits_under_zero(stage: int, deepspeed_ranks: RankPool) -> None:
     found = deepspeed_ranks.run(exact_under_zero, stage, ("full", "selective"), size=2)
     assert found == [[]] * 2
 
 
-@pytest.mark.parametrize("layout", ["fsdp2", "pp2", "tp2", "cp2_ring"])
+@pytest.mark.parametrize("layout", ["fsdp2", "cp2_ring"])
 def test_compiled_blocks_inside_layouts(layout: str, ranks: RankPool) -> None:
     size, parallel = LAYOUTS[layout]
     assert max(ranks.run(compiled, parallel, "aot_eager", size=size)) <= 5e-6

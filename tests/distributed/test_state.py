@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.layouts import DEEPSPEED, LAYOUTS, NATIVE, SINGLE, Layout
+from tests.distributed.layouts import LAYOUTS, SINGLE, Layout
 from tests.distributed.rig import relative
 from tests.distributed.states import load, load_incomplete, read, save
 from tests.world import RankPool
@@ -21,11 +21,15 @@ KIND = (SINGLE.model, SINGLE.optimizer)
 
 
 def pairs() -> list[tuple[str, str]]:
-    """Twenty pairs drawn at random, five of each order of engines; eight layouts save."""
+    """Twenty pairs drawn at random, five of each order of engines; eight layouts save.
+
+    Of layouts on four ranks at most: eight on two cores would cost minutes.
+    """
     drawn = random.Random(3)
+    small = [x for x in LAYOUTS.values() if x.size <= 4 and (x.model, x.optimizer) == KIND]
+    fp32 = [x for x in small if x.engine.precision == "fp32"]
     plain = {
-        "native": [x.name for x in NATIVE.values() if (x.model, x.optimizer) == KIND],
-        "deepspeed": [x.name for x in DEEPSPEED if (x.model, x.optimizer) == KIND],
+        kind: [x.name for x in fp32 if x.engine.kind == kind] for kind in ("native", "deepspeed")
     }
     found = []
     for saving in plain:
@@ -90,7 +94,7 @@ def test_another_layout_continues_with_the_same_state(
     assert relative(got, want) <= tolerance
 
 
-@pytest.mark.parametrize("name", ["pp2 fsdp2", "pp2 dp2 tp2 dualpipev", "deepspeed zero2 dp2"])
+@pytest.mark.parametrize("name", ["pp2 fsdp2", "pp2 tp2 zbv", "deepspeed zero2 dp2"])
 def test_same_layout_continues_bit_by_bit(name: str, savers: Savers) -> None:
     folder, want = savers.saved(name)
     assert savers.run(LAYOUTS[name], load, folder) == want

@@ -229,7 +229,7 @@ def fresh(tmp_path: Path) -> Workplace:
     [
         ("optimizer.lrr=1", "did you mean"),
         ("training.seeed=1", "did you mean"),
-        ("parallel.pp=3", "parallel.pp=3"),
+        ("parallel.pp=2", "parallel.pp=2"),
         ("data.sources.web=/nowhere/web", "/nowhere/web"),
         ("tokenizer.path=/nowhere/tokenizer", "/nowhere/tokenizer"),
     ],

@@ -50,7 +50,7 @@ def layouts() -> dict[str, list[Layout]]:
 
 
 @settings(
-    max_examples=10,
+    max_examples=6,
     phases=[Phase.explicit, Phase.generate],  # a smaller failing layout is not worth its minutes
     suppress_health_check=[HealthCheck.too_slow],
 )
