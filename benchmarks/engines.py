@@ -36,7 +36,7 @@ from llmtrain.config.run import RunConfig
 from llmtrain.data.batch import StepBatch
 from llmtrain.data.synthetic import BatchShape, rank_rows, synthetic_batch
 from llmtrain.engine.choose import make_engine
-from llmtrain.engine.native import no_limits
+from llmtrain.engine.step import no_limits
 from llmtrain.model.init import initialize_model
 from llmtrain.model.transformer import Transformer
 from llmtrain.parallel.mesh import World

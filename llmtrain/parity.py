@@ -31,7 +31,7 @@ from llmtrain.config.run import check
 from llmtrain.config.strict import show
 from llmtrain.data.synthetic import BatchShape, rank_rows, synthetic_batch
 from llmtrain.engine.choose import make_engine
-from llmtrain.engine.native import no_limits
+from llmtrain.engine.step import no_limits
 from llmtrain.errors import LayoutError
 from llmtrain.parallel.launch import run_ranks
 from llmtrain.parallel.mesh import World

@@ -8,7 +8,6 @@ whose loss or gradient norm is not finite or beyond its limits changes nothing.
     result = engine.train_step(batch, lr=3e-4, limits=no_limits(world.device))
 """
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -22,15 +21,9 @@ from llmtrain.engine.state import (
     make_optimizer_state,
     state_dict,
 )
-from llmtrain.engine.step import clip_divisor, step_result, within
+from llmtrain.engine.step import RankSums, clip_divisor, count_targets, step_result, within
 from llmtrain.parallel.local import LocalModel
 from llmtrain.parallel.matrices import matrix_map
-
-
-def no_limits(device: torch.device) -> StepLimits:
-    """Apply every step that is finite."""
-    infinite = torch.tensor(math.inf, device=device)
-    return StepLimits(max_loss=infinite, max_grad_norm=infinite)
 
 
 class NativeEngine:
@@ -52,16 +45,16 @@ class NativeEngine:
         self._counted = [i for i, o in enumerate(local.parameters) if o.counted]
         rows = [local.parameters[i].index for i in self._counted]
         self._rows = torch.tensor(rows, dtype=torch.int64, device=self._world.device)
-        self._metric_shapes: list[tuple[str, tuple[int, ...]]] | None = None
+        self._rank_sums = RankSums(local.world, local.loss_rank)
         self._divisor = torch.ones((), device=self._world.device)
 
     def train_step(self, batch: StepBatch, lr: float, limits: StepLimits) -> StepResult:
         """Forward, backward, clip and, within the limits, update with learning rate ``lr``."""
-        weight = self._count_targets(batch)
+        weight = count_targets(batch, self._world)
         self._local.clear_gradients()
         mine = self._local.run(batch, scale=1.0 / weight, training=True)
         gradients = self._local.reduce_gradients()
-        squares, sums = self._sum_over_ranks(mine, gradients)
+        squares, sums = self._rank_sums.add(self._squares(gradients), mine)
         grad_norm = squares.sum().sqrt()
         applied = within(sums["loss_sum"] / weight, grad_norm, limits)
         self._update(gradients, lr, grad_norm, applied)
@@ -69,15 +62,11 @@ class NativeEngine:
 
     def eval_step(self, batch: StepBatch) -> StepResult:
         """Forward only, over the same kind of batch."""
-        weight = self._count_targets(batch)
+        weight = count_targets(batch, self._world)
         mine = self._local.run(batch, scale=None, training=False)
-        _, sums = self._sum_over_ranks(mine, [])
+        _, sums = self._rank_sums.add(self._squares([]), mine)
         zero = torch.zeros((), dtype=torch.float64, device=self._world.device)
         return step_result(sums, weight, zero, zero.bool(), self._dtype)
-
-    def _count_targets(self, batch: StepBatch) -> Tensor:
-        """Sum the weights of the targets in the global batch, float64."""
-        return self._world.sum(batch.loss_weight.sum(dtype=torch.float64), "dp")
 
     def _update(
         self, gradients: list[Tensor], lr: float, grad_norm: Tensor, applied: Tensor
@@ -92,36 +81,18 @@ class NativeEngine:
         self._divisor = torch.where(applied, divisor, 1.0)  # a refused step divides nothing
         self._local.publish_parameters()
 
-    def _sum_over_ranks(
-        self, sums: Mapping[str, Tensor], gradients: list[Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Add squared gradient norms (per row of the table) and metrics over all ranks at once.
+    def _squares(self, gradients: list[Tensor]) -> Tensor:
+        """Squared norms by row of the table, float64; of equal regions the first holder's alone.
 
-        Of equal regions only the first holder's counts; the last stage gives the metrics. float64,
-        in the order of the table: ranks agree on bits and layouts on the norm.
+        In the order of the table, so that layouts agree on the norm.
         """
-        shapes = self._agreed_shapes(sums)
         squares = torch.zeros(
             len(self._local.table), dtype=torch.float64, device=self._world.device
         )
         if gradients and self._counted:
             norms = torch.stack(torch._foreach_norm([gradients[i] for i in self._counted]))
             squares[self._rows] = norms.to(squares).square()
-        flat = [
-            sums[name].reshape(-1) if name in sums else squares.new_zeros(math.prod(shape))
-            for name, shape in shapes
-        ]
-        packed = self._world.sum(torch.cat([squares, *flat]))
-        parts = torch.split(packed, [len(squares), *(part.numel() for part in flat)])
-        named = zip(shapes, parts[1:], strict=True)
-        return parts[0], {name: part.view(shape) for (name, shape), part in named}
-
-    def _agreed_shapes(self, sums: Mapping[str, Tensor]) -> list[tuple[str, tuple[int, ...]]]:
-        """Learn once from the last stage which metrics the loss gives."""
-        if self._metric_shapes is None:
-            mine = [(name, tuple(value.shape)) for name, value in sums.items()]
-            self._metric_shapes = self._world.share(mine, source=self._local.loss_rank)
-        return self._metric_shapes
+        return squares
 
     def gradients(self) -> dict[str, Tensor]:
         """Full gradients (before clipping) of the last train_step by global name; collective."""

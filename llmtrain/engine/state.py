@@ -32,12 +32,21 @@ def make_optimizer_state(local: LocalModel, optimizer: torch.optim.Optimizer) ->
     Raises:
         TypeError: the optimizer does not take ``found_inf``, which gates updates on the device.
     """
-    if not getattr(optimizer, "_step_supports_amp_scaling", False):
-        raise TypeError(f"{type(optimizer).__name__} has no gate; build it with fused=True")
+    require_gate(optimizer)
     for owned in local.parameters:
         owned.local.grad = torch.zeros_like(owned.local)
     gated_step(optimizer, skip=torch.ones((), device=local.world.device), divisor=None)
     local.clear_gradients()
+
+
+def require_gate(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer that cannot skip an update on the device.
+
+    Raises:
+        TypeError: it does not take ``found_inf``.
+    """
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        raise TypeError(f"{type(optimizer).__name__} has no gate; build it with fused=True")
 
 
 def gated_step(optimizer: torch.optim.Optimizer, skip: Tensor, divisor: Tensor | None) -> None:

@@ -2,16 +2,59 @@
 
 Invariant: nothing here makes the host wait; every rank computes the same bits.
 
-    applied = within(loss_sum / weight, grad_norm, limits)
+    weight = count_targets(batch, world)
+    squares, sums = rank_sums.add(squares, sums)
+    applied = within(sums["loss_sum"] / weight, grad_norm, limits)
     divisor = clip_divisor(grad_norm, clip_norm=1.0)
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from llmtrain.data.batch import StepBatch
 from llmtrain.engine.protocol import StepLimits, StepResult
+from llmtrain.parallel.mesh import World
+
+
+def no_limits(device: torch.device) -> StepLimits:
+    """Apply every step that is finite."""
+    infinite = torch.tensor(math.inf, device=device)
+    return StepLimits(max_loss=infinite, max_grad_norm=infinite)
+
+
+def count_targets(batch: StepBatch, world: World) -> Tensor:
+    """Sum the weights of the targets in the global batch, float64."""
+    return world.sum(batch.loss_weight.sum(dtype=torch.float64), "dp")
+
+
+class RankSums:
+    """Adds squared gradient norms and the sums of the loss over all ranks, in one collective."""
+
+    def __init__(self, world: World, loss_rank: int) -> None:
+        """``loss_rank`` is a rank that has the loss; not all have."""
+        self._world = world
+        self._loss_rank = loss_rank
+        self._shapes: list[tuple[str, tuple[int, ...]]] | None = None
+
+    def add(self, squares: Tensor, sums: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum ``squares``, float64 [rows of the table], and ``sums``; the latter empty on some.
+
+        Ranks agree on every bit.
+        """
+        if self._shapes is None:  # learnt once: which sums the loss gives
+            mine = [(name, tuple(value.shape)) for name, value in sums.items()]
+            self._shapes = self._world.share(mine, source=self._loss_rank)
+        flat = [
+            sums[name].reshape(-1) if name in sums else squares.new_zeros(math.prod(shape))
+            for name, shape in self._shapes
+        ]
+        packed = self._world.sum(torch.cat([squares, *flat]))
+        parts = torch.split(packed, [len(squares), *(part.numel() for part in flat)])
+        named = zip(self._shapes, parts[1:], strict=True)
+        return parts[0], {name: part.view(shape) for (name, shape), part in named}
 
 
 def within(loss: Tensor, grad_norm: Tensor, limits: StepLimits) -> Tensor:

@@ -24,12 +24,12 @@ from llmtrain.model.init import initialize_
 from llmtrain.model.parameters import ParameterInfo, parameter_table
 from llmtrain.model.transformer import Transformer
 from llmtrain.ops.attention import select_attention
-from llmtrain.parallel.compile import compile_blocks
+from llmtrain.parallel.compile import compile_blocks, kept_eager
 from llmtrain.parallel.context import context_attention
 from llmtrain.parallel.fsdp import settle_shards, shard
 from llmtrain.parallel.local import LocalModel, OwnedParameter
 from llmtrain.parallel.mesh import World
-from llmtrain.parallel.precision import MasterWeights
+from llmtrain.parallel.precision import COMPUTE_DTYPES, MasterWeights
 from llmtrain.parallel.recompute import apply_recompute
 from llmtrain.parallel.region import Region, held, local_part, whole
 from llmtrain.parallel.replicas import GradientSum
@@ -39,10 +39,6 @@ from llmtrain.planner.stages import rank_of_stage, split_layers, stages_of_rank
 
 if TYPE_CHECKING:
     from llmtrain.parallel.pipeline import Pipeline
-
-
-HIDDEN_DTYPES = {"fp64": torch.float64, "bf16": torch.bfloat16, "fp32": torch.float32}
-"""Type of the hidden states by ``engine.precision``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,12 +69,7 @@ def build_local_model(
     parts = [_part(model, parallel, engine, world, number, loss) for number in numbers]
     bf16, sharded = engine.precision == "bf16", world.axes.dp_shard > 1
     for part in parts:
-        if sharded:
-            shard(part.module, world, bf16, _reshards(parallel), parallel.cpu_offload)
-        offloaded = sharded and parallel.cpu_offload
-        part.module.to_empty(device=torch.device("cpu") if offloaded else world.device)
-        if sharded:
-            settle_shards(part.module)
+        _allocate(part.module, parallel, world, bf16)
     table = tuple(info for info in parameter_table(model) if info.tied_to is None)
     owned = sorted(
         (o for part in parts for o in _owned(table, part, world)), key=lambda o: (o.index, o.copy)
@@ -121,6 +112,7 @@ def _part(
     context = world.group("cp")
     if context is not None:
         attention = context_attention(parallel.cp_method, attention, context)
+        attention = kept_eager(attention) if engine.compile else attention
     with torch.device("meta"):
         transformer = Transformer(
             model,
@@ -131,10 +123,20 @@ def _part(
         ).to(torch.float64 if engine.precision == "fp64" else torch.float32)
     tensor = world.group("tp")
     cuts = {} if tensor is None else apply_tensor_parallel(transformer, tensor)
-    apply_recompute(transformer, parallel, HIDDEN_DTYPES[engine.precision], world.device)
+    apply_recompute(transformer, parallel, COMPUTE_DTYPES[engine.precision], world.device)
     if engine.compile:
         compile_blocks(transformer, world.device)
     return _Part(module=StageModule(transformer, loss if last else None), cuts=cuts)
+
+
+def _allocate(module: StageModule, parallel: ParallelConfig, world: World, bf16: bool) -> None:
+    """Shard a stage where the layout does, and give what is left on this rank its memory."""
+    if world.axes.dp_shard == 1:
+        module.to_empty(device=world.device)
+        return
+    shard(module, world, bf16, _reshards(parallel), parallel.cpu_offload)
+    module.to_empty(device=torch.device("cpu") if parallel.cpu_offload else world.device)
+    settle_shards(module)
 
 
 def _checked_split(model: ModelConfig, parallel: ParallelConfig) -> list[range]:
@@ -211,5 +213,5 @@ def _pipeline(
         world,
         parallel.schedule,
         model.hidden_size,
-        HIDDEN_DTYPES[engine.precision],
+        COMPUTE_DTYPES[engine.precision],
     )

@@ -17,7 +17,7 @@ from torch import nn
 from llmtrain.errors import ConfigError
 from llmtrain.model.layers import Attention, Block, BlockContext
 from llmtrain.model.transformer import Transformer
-from llmtrain.ops.attention import ATTENTION
+from llmtrain.ops.attention import ATTENTION, AttentionFunction
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,15 @@ def compile_blocks(
     if blocks and _sees_a_mask(blocks[0].self_attn):
         blocks[0].register_forward_pre_hook(_make_mask)
     logger.info("%d blocks compile with %s when they first run", len(blocks), backend)
+
+
+def kept_eager(attention: AttentionFunction) -> AttentionFunction:
+    """Leave context-parallel attention out of what is compiled.
+
+    What a rank sees changes with every batch's documents: compiled, it would compile every time.
+    """
+    eager: AttentionFunction = torch.compiler.disable(attention)  # type: ignore[no-untyped-call]
+    return eager
 
 
 def missing_compiler(device: torch.device) -> str | None:

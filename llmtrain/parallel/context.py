@@ -97,9 +97,7 @@ def context_attention(
             raise LayoutError("keys from a cache are not shared out over parallel.cp; use cp=1")
         return run(q, k, v, spec)
 
-    # what a rank sees changes with every batch's documents: compiled, it would compile every time
-    eager: AttentionFunction = torch.compiler.disable(attend)  # type: ignore[no-untyped-call]
-    return eager
+    return attend
 
 
 def _all_gather(attention: AttentionFunction, group: dist.ProcessGroup) -> AttentionFunction:

@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -167,36 +167,33 @@ class World:
         return sets
 
     def _add_group(self, name: str, sets: list[list[int]]) -> None:
-        """Make the group of this rank, once for equal sets of ranks; every rank calls it alike."""
+        """Make the group of this rank, once for equal sets of ranks; every rank calls it alike.
+
+        A rank in none of the sets gets no such group.
+        """
         if len(sets[0]) == 1:
             return
-        for known, same in self._sets.items():
-            if same == sets:
-                self._groups[name] = self._groups[known]
-                return
-        group = dist.group.WORLD if len(sets) == 1 else self._new_group(sets)
-        if group is None:
-            raise ValueError("groups are made after the process group of all ranks")
-        self._groups[name], self._sets[name] = group, sets
-
-    def _new_group(self, sets: list[list[int]]) -> dist.ProcessGroup:
-        """Make a group of each set of ranks; give the one this rank is in."""
-        timeout = timedelta(seconds=self._engine.timeout_s)
-        group: dist.ProcessGroup
-        group, _ = dist.new_subgroups_by_enumeration(sets, timeout=timeout)  # type: ignore[no-untyped-call]
-        return group
+        known = next((other for other, same in self._sets.items() if same == sets), None)
+        if known is not None:
+            group = self._groups.get(known)
+        elif sets == [list(range(self.world_size))]:
+            group = dist.group.WORLD
+        else:
+            timeout = timedelta(seconds=self._engine.timeout_s)
+            make: Any = dist.new_subgroups_by_enumeration
+            group, _ = make(sets, timeout=timeout)
+        self._sets[name] = sets
+        if group is not None:
+            self._groups[name] = group
 
     def join_ends(self, first: int, last: int) -> None:
         """Make the group ``ends`` of the pipeline ranks that hold the first and the last stage.
 
         Every rank calls it alike; ranks of other stages have no such group.
         """
-        if first == last:
-            return
-        sets = [[ranks[first], ranks[last]] for ranks in self._ranks_along(("pp",))]
-        group = self._new_group(sets)
-        if self.pp_rank in (first, last):
-            self._groups["ends"] = group
+        if first != last:
+            rows = self._ranks_along(("pp",))
+            self._add_group("ends", [[ranks[first], ranks[last]] for ranks in rows])
 
     def shard_mesh(self) -> DeviceMesh:
         """Give the mesh FSDP2 shards over: [dp_replicate, dp_shard x cp], or the latter alone.
@@ -268,13 +265,6 @@ class World:
         group = self.group(axis) if axis is not None else None
         if self._control is not None and (axis is None or group is not None):
             dist.all_reduce(values, group=group)
-        return values
-
-    def broadcast(self, values: Tensor, source: int, axis: str) -> Tensor:
-        """Copy ``values`` in place from the rank numbered ``source`` along ``axis``."""
-        group = self.group(axis)
-        if group is not None:
-            dist.broadcast(values, group=group, group_src=source)
         return values
 
     def share(self, value: T, source: int) -> T:

@@ -14,6 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+COMPUTE_DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
+"""Type of products and hidden states by ``engine.precision``."""
+
 
 class MasterWeights:
     """The fp32 parameters behind modules, whose own parameters are turned to bf16."""

@@ -94,22 +94,20 @@ def recompute_block(block: Block, policy: Policy) -> None:
 
 
 def _full(self: Block, x_BSD: Tensor, context: BlockContext) -> Tensor:  # noqa: N803
-    out: Tensor = checkpoint(
-        lambda x: type(self).forward(self, x, context),
-        x_BSD,
-        use_reentrant=False,
-        preserve_rng_state=False,
-    )
-    return out
+    return _recomputed(self, x_BSD, context)
 
 
 def _selective(self: Block, x_BSD: Tensor, context: BlockContext) -> Tensor:  # noqa: N803
+    return _recomputed(self, x_BSD, context, context_fn=_selective_contexts)
+
+
+def _recomputed(block: Block, x_BSD: Tensor, context: BlockContext, **options: Any) -> Tensor:  # noqa: N803
     out: Tensor = checkpoint(
-        lambda x: type(self).forward(self, x, context),
+        lambda x: type(block).forward(block, x, context),
         x_BSD,
         use_reentrant=False,
         preserve_rng_state=False,
-        context_fn=_selective_contexts,
+        **options,
     )
     return out
 

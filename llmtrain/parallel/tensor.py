@@ -30,11 +30,12 @@ from llmtrain.model.layers import Block, Embedding, Linear
 from llmtrain.model.transformer import Transformer
 from llmtrain.ops.cross_entropy import VocabPartition
 from llmtrain.parallel.collectives import gather_along, reduce_scatter_along, stack_over
+from llmtrain.parallel.region import Region, whole
 
 _SEQUENCE = 1
 """Dim of hidden [B, S, D] that is spread between blocks."""
 
-Slices = dict[str, tuple[slice, ...]]
+Slices = dict[str, Region]
 """By parameter name: which slices of the whole parameter this rank holds."""
 
 
@@ -202,10 +203,9 @@ class _Cut:
         module.weight = self._keep(prefix + "weight", module.weight, 1)
         module.in_features = module.weight.shape[1]
 
-    def _keep(self, name: str, whole: Tensor, dim: int) -> nn.Parameter:
-        part = even_part(whole.shape[dim], self.group.size(), self.group.rank())
-        slices = [slice(0, size) for size in whole.shape]
-        slices[dim] = part
-        self.slices[name] = tuple(slices)
-        local = whole.detach()[self.slices[name]].clone(memory_format=torch.contiguous_format)
-        return nn.Parameter(local, requires_grad=whole.requires_grad)
+    def _keep(self, name: str, full: Tensor, dim: int) -> nn.Parameter:
+        region = list(whole(tuple(full.shape)))
+        region[dim] = even_part(full.shape[dim], self.group.size(), self.group.rank())
+        self.slices[name] = tuple(region)
+        local = full.detach()[self.slices[name]].clone(memory_format=torch.contiguous_format)
+        return nn.Parameter(local, requires_grad=full.requires_grad)

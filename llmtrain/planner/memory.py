@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from llmtrain.config.model import ModelConfig
 from llmtrain.config.parallel import EngineConfig, ParallelConfig
 from llmtrain.planner.stages import split_layers, stages_of_rank
-from llmtrain.planner.zero import StateBytes, zero_state_bytes
+from llmtrain.planner.zero import COUNTER_BYTES, StateBytes, zero_state_bytes
 
 Shape = tuple[int, ...]
 
@@ -25,9 +25,6 @@ _ROWS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "embed_tokens", "
 """Modules of which tensor parallelism gives each rank some outputs (or rows of the vocabulary)."""
 _COLUMNS = ("o_proj", "down_proj")
 """Modules of which it gives each rank some inputs; a bias stays whole."""
-
-_COUNTER_BYTES = 4
-"""The number of updates made, which optimizers keep for each tensor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +78,7 @@ def state_bytes(
         held = max(0, min(chunk, shape[0] - seat.shard * chunk))
         parameters += chunk * row * (item + copies)  # shards are padded to equal sizes
         gradients += chunk * row * item
-        moments += num_moments(optimizer, name) * held * row * item + _COUNTER_BYTES
+        moments += num_moments(optimizer, name) * held * row * item + COUNTER_BYTES
     return StateBytes(parameters=parameters, gradients=gradients, optimizer=moments)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from llmtrain.config.parallel import EngineConfig
 
 _FP32 = 4
-_COUNTER_BYTES = 4
+COUNTER_BYTES = 4
 """The number of updates made, which optimizers keep for each tensor."""
 
 _ALIGNMENT = 2
@@ -58,14 +58,14 @@ def zero_state_bytes(
     sizes = [math.prod(shape) for _, shape in shapes]
     decayed = sum(math.prod(shape) for _, shape in shapes if len(shape) > 1)
     groups = [size for size in (decayed, sum(sizes) - decayed) if size]
-    counters = _COUNTER_BYTES * len(groups)
+    counters = COUNTER_BYTES * len(groups)
     match engine.deepspeed.zero_stage:
         case 0:
             whole = sum(sizes)
             return StateBytes(
                 parameters=whole * (_FP32 + (low if low < _FP32 else 0)),
                 gradients=whole * _FP32,
-                optimizer=num_moments * whole * _FP32 + _COUNTER_BYTES * len(sizes),
+                optimizer=num_moments * whole * _FP32 + COUNTER_BYTES * len(sizes),
             )
         case 3:
             part = sum(-(-size // ranks) for size in sizes)

@@ -54,6 +54,15 @@ class Gate:
         torch._foreach_add_(list(steps), self.open.to(steps[0].dtype))
 
 
+def state_of(optimizer: torch.optim.Optimizer, parameter: Tensor, moment: str) -> dict[str, Tensor]:
+    """Give the state of a parameter, made at first use: ``step`` and one tensor of its size."""
+    state: dict[str, Tensor] = optimizer.state[parameter]
+    if not state:
+        state["step"] = new_step(parameter)
+        state[moment] = torch.zeros_like(parameter)
+    return state
+
+
 def new_step(parameter: Tensor) -> Tensor:
     """Start a count of updates as torch's fused optimizers keep it: float32, on the device."""
     return torch.zeros((), dtype=torch.float32, device=parameter.device)

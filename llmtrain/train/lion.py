@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llmtrain.parallel.replicas import in_buckets
-from llmtrain.train.gate import Gate, new_step
+from llmtrain.train.gate import Gate, state_of
 
 
 class Lion(torch.optim.Optimizer):
@@ -42,7 +42,7 @@ class Lion(torch.optim.Optimizer):
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         gradients = [p.grad for p in parameters if p.grad is not None]
-        states = [self._state_of(p) for p in parameters]
+        states = [state_of(self, p, "exp_avg") for p in parameters]
         moments = [state["exp_avg"] for state in states]
         beta1, beta2 = group["betas"]
         gate = Gate.of(self, like=parameters[0])
@@ -54,10 +54,3 @@ class Lion(torch.optim.Optimizer):
         gate.write(parameters, updated)
         gate.write(moments, torch._foreach_lerp(moments, gradients, 1.0 - beta2))
         gate.count([state["step"] for state in states])
-
-    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = self.state[parameter]
-        if not state:
-            state["step"] = new_step(parameter)
-            state["exp_avg"] = torch.zeros_like(parameter)
-        return state

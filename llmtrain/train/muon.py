@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from llmtrain.config.training import OptimizerConfig
 from llmtrain.model.parameters import ParameterInfo
 from llmtrain.parallel.matrices import MatrixMap
-from llmtrain.train.gate import Gate, new_step
+from llmtrain.train.gate import Gate, state_of
 
 MOMENTUM = 0.95
 """Decay of the momentum where ``optimizer.momentum`` names none; Keller Jordan's choice."""
@@ -110,7 +110,7 @@ class Muon(torch.optim.Optimizer):
     def _update_matrices(self, group: dict[str, Any]) -> None:
         parameters: list[Tensor] = group["params"]
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        states = [self._state_of(p) for p in parameters]
+        states = [state_of(self, p, "momentum") for p in parameters]
         momenta = [state["momentum"] for state in states]
         gate = Gate.of(self, like=parameters[0])
         gate.divide(gradients)
@@ -133,10 +133,3 @@ class Muon(torch.optim.Optimizer):
         values = {name: part.to(dtype) for name, part in zip(self._names, parts, strict=True)}
         results = self._matrix_map(lambda whole: orthogonalize(whole, self._num_steps), values)
         return [results[name].to(parts[0].dtype) for name in self._names]
-
-    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = self.state[parameter]
-        if not state:
-            state["step"] = new_step(parameter)
-            state["momentum"] = torch.zeros_like(parameter)
-        return state

@@ -10,7 +10,8 @@ from llmtrain.config.parallel import EngineConfig, ParallelConfig
 from llmtrain.config.training import OptimizerConfig
 from llmtrain.data.synthetic import BatchShape, rank_rows, synthetic_batch
 from llmtrain.engine.choose import make_engine
-from llmtrain.engine.native import NativeEngine, no_limits
+from llmtrain.engine.native import NativeEngine
+from llmtrain.engine.step import no_limits
 from llmtrain.parallel.mesh import Place, World
 from llmtrain.planner.memory import Seat
 from llmtrain.train.loss import pretraining_loss

@@ -10,7 +10,7 @@ from llmtrain.config.parallel import DeepSpeedConfig, EngineConfig, ParallelConf
 from llmtrain.config.training import OptimizerConfig
 from llmtrain.data.synthetic import BatchShape, rank_rows, synthetic_batch
 from llmtrain.engine.choose import make_engine
-from llmtrain.engine.native import no_limits
+from llmtrain.engine.step import no_limits
 from llmtrain.parallel.apply import build_local_model
 from llmtrain.parallel.local import LocalModel
 from llmtrain.parallel.mesh import World

@@ -16,9 +16,9 @@ from llmtrain.config.run import RunConfig
 from llmtrain.data.batch import StepBatch
 from llmtrain.data.synthetic import rank_rows, synthetic_batch
 from llmtrain.engine.choose import make_engine
-from llmtrain.engine.native import no_limits
 from llmtrain.engine.portion import Portion
 from llmtrain.engine.protocol import Engine, StepLimits, StepResult
+from llmtrain.engine.step import no_limits
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import Place
 from llmtrain.train.loss import pretraining_loss

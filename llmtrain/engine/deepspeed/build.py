@@ -28,7 +28,7 @@ from llmtrain.model.transformer import Transformer
 from llmtrain.ops.attention import select_attention
 from llmtrain.parallel.matrices import run_alone
 from llmtrain.parallel.mesh import World
-from llmtrain.parallel.precision import MasterWeights
+from llmtrain.parallel.precision import COMPUTE_DTYPES, MasterWeights
 from llmtrain.parallel.recompute import apply_recompute
 from llmtrain.parallel.stage import PREFIX, StageModule
 from llmtrain.planner.stages import split_layers
@@ -116,8 +116,7 @@ def _module(parts: EngineParts, world: World) -> StageModule:
             head=last,
             attention=select_attention(engine.attention, world.device),
         ).to(torch.bfloat16 if bf16 else torch.float32)
-    dtype = torch.bfloat16 if engine.precision == "bf16" else torch.float32
-    apply_recompute(transformer, parallel, dtype, world.device)
+    apply_recompute(transformer, parallel, COMPUTE_DTYPES[engine.precision], world.device)
     return StageModule(transformer, parts.loss if last else None)
 
 

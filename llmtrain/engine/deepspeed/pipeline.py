@@ -42,17 +42,7 @@ def _pipe(
 class PipelineZeroEngine(ZeroEngine):
     """Steps of one model on the stages of a pipeline."""
 
-    _shapes: list[tuple[str, tuple[int, ...]]] | None = None
-
     def _run(self, batch: StepBatch, scale: Tensor | None, training: bool) -> None:
         """Run all micro-batches; in training gradients are then averaged over the data ranks."""
         self._module.scale, self._module.totals = scale, {}
         self._deepspeed.run(batch, training)
-        if self._shapes is None:
-            mine = [(name, tuple(value.shape)) for name, value in self._module.totals.items()]
-            self._shapes = self._world.share(mine, source=self._world.world_size - 1)
-        if not self._module.totals:  # stages without the loss add nothing to its sums
-            self._module.totals = {name: self._zeros(shape) for name, shape in self._shapes}
-
-    def _zeros(self, shape: tuple[int, ...]) -> Tensor:
-        return torch.zeros(shape, dtype=torch.float64, device=self._world.device)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llmtrain.engine.deepspeed.partitions import Holder, Run
 from llmtrain.engine.portion import Chunk, Portion, take
-from llmtrain.engine.state import STEP, check_schema, gated_step
+from llmtrain.engine.state import STEP, check_schema, gated_step, require_gate
 from llmtrain.parallel.region import rectangles, sizes
 
 
@@ -27,8 +27,7 @@ def make_optimizer_state(holder: Holder, optimizer: torch.optim.Optimizer) -> No
     Raises:
         TypeError: the optimizer does not take ``found_inf``, which gates updates on the device.
     """
-    if not getattr(optimizer, "_step_supports_amp_scaling", False):
-        raise TypeError(f"{type(optimizer).__name__} has no gate; build it with fused=True")
+    require_gate(optimizer)
     kept = [group["params"] for group in optimizer.param_groups]
     gradients = [partition.tensor.grad for partition in holder.partitions]
     for number, group in enumerate(optimizer.param_groups):

@@ -21,7 +21,7 @@ from llmtrain.engine.deepspeed.build import ZeroModel, build_zero_model
 from llmtrain.engine.deepspeed.runtime import detach
 from llmtrain.engine.deepspeed.state import load_state_dict, make_optimizer_state, state_dict
 from llmtrain.engine.protocol import EngineParts, StepLimits, StepResult
-from llmtrain.engine.step import clip_divisor, step_result, within
+from llmtrain.engine.step import RankSums, clip_divisor, count_targets, step_result, within
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.stage import batch_fields
 
@@ -50,6 +50,7 @@ class ZeroEngine:
         self._grad_clip_norm = grad_clip_norm
         self._divisor = torch.ones((), device=world.device)
         self._gradients: dict[Tensor, Tensor] = {}
+        self._rank_sums = RankSums(world, world.world_size - 1)  # of the last stage
         make_optimizer_state(self._holder, self._optimizer)
         self._optimizer.register_step_pre_hook(self._keep_gradients)
         runs = [run for partition in self._holder.partitions for run in partition.runs]
@@ -58,13 +59,13 @@ class ZeroEngine:
 
     def train_step(self, batch: StepBatch, lr: float, limits: StepLimits) -> StepResult:
         """Forward, backward, clip and, within the limits, update with learning rate ``lr``."""
-        weight = self._count_targets(batch)
+        weight = count_targets(batch, self._world)
         self._holder.clear()
         self._gradients.clear()
         # DeepSpeed averages over the data ranks; gradients here are sums.
         self._run(batch, scale=self._world.dp_size / weight, training=True)
         gradients = self._holder.gradients()
-        squares, sums = self._sum_over_ranks(gradients)
+        squares, sums = self._rank_sums.add(self._squares(gradients), self._module.totals)
         grad_norm = squares.sum().sqrt()
         applied = within(sums["loss_sum"] / weight, grad_norm, limits)
         partitions = self._holder.partitions
@@ -74,15 +75,11 @@ class ZeroEngine:
 
     def eval_step(self, batch: StepBatch) -> StepResult:
         """Forward only, over the same kind of batch."""
-        weight = self._count_targets(batch)
+        weight = count_targets(batch, self._world)
         self._run(batch, scale=None, training=False)
-        _, sums = self._sum_over_ranks([])
+        _, sums = self._rank_sums.add(self._squares([]), self._module.totals)
         zero = torch.zeros((), dtype=torch.float64, device=self._world.device)
         return step_result(sums, weight, zero, zero.bool())
-
-    def _count_targets(self, batch: StepBatch) -> Tensor:
-        """Sum the weights of the targets in the global batch, float64."""
-        return self._world.sum(batch.loss_weight.sum(dtype=torch.float64), "dp")
 
     def _run(self, batch: StepBatch, scale: Tensor | None, training: bool) -> None:
         """Run all micro-batches; in training the last one's backward finishes the sums."""
@@ -126,8 +123,8 @@ class ZeroEngine:
                 if parameter.grad is not None:
                     self._gradients[parameter] = parameter.grad
 
-    def _sum_over_ranks(self, gradients: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Add squared gradient norms (per row of the table) and metrics over all ranks at once."""
+    def _squares(self, gradients: list[Tensor]) -> Tensor:
+        """Squared norms of what this rank holds by row of the table, float64."""
         device = self._world.device
         squares = torch.zeros(len(self._built.table), dtype=torch.float64, device=device)
         counted = not self._holder.replicated or self._world.dp_rank == 0
@@ -139,12 +136,7 @@ class ZeroEngine:
             ]
             norms = torch.stack(torch._foreach_norm(pieces)).to(squares)
             squares.index_add_(0, self._rows, norms.square())
-        totals = self._module.totals
-        packed = torch.cat([squares, *(value.reshape(-1) for value in totals.values())])
-        self._world.sum(packed)
-        parts = torch.split(packed, [len(squares), *(v.numel() for v in totals.values())])
-        named = zip(totals.items(), parts[1:], strict=True)
-        return parts[0], {name: part.view(value.shape) for (name, value), part in named}
+        return squares
 
     def gradients(self) -> dict[str, Tensor]:
         """Full gradients (before clipping) of the last train_step by global name; collective."""

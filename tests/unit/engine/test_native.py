@@ -13,7 +13,8 @@ from llmtrain.config.parallel import EngineConfig
 from llmtrain.config.training import OptimizerConfig
 from llmtrain.data.batch import StepBatch
 from llmtrain.data.synthetic import synthetic_batch
-from llmtrain.engine.native import NativeEngine, no_limits
+from llmtrain.engine.native import NativeEngine
+from llmtrain.engine.step import no_limits
 from llmtrain.model.init import initialize_model
 from llmtrain.model.transformer import Transformer
 from llmtrain.parallel.apply import build_local_model
