@@ -40,7 +40,7 @@ demo: setup
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/demo.sh
 
 test: dev
-	$(BIN)/python -m pytest
+	@PYTHON="$(BIN)/python" bash launch/test.sh
 
 check: dev
 	$(BIN)/ruff check .

@@ -27,7 +27,7 @@ from urllib.parse import quote
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.encoding import detect_encoding
 
-from data_pipeline.warc_writer import WarcFile
+from data_pipeline.read.warc_writer import WarcFile
 from llmtrain.errors import ConfigError, DataError
 
 SITE = "https://docs.example/debian"

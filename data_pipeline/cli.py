@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from data_pipeline.config import (
-    RunConfig,
+from data_pipeline.config.commands import (
+    ClassifierConfig,
     SampleConfig,
     TokenizeConfig,
     TrainTokenizerConfig,
     VerifyConfig,
 )
+from data_pipeline.config.report import EstimateConfig, ExplainConfig, ReportConfig
+from data_pipeline.config.run import RunConfig
 from data_pipeline.refusal import refusal
 from llmtrain import logs
 from llmtrain.config.arguments import Arguments, parse
@@ -51,10 +53,30 @@ COMMANDS = {
         schema=RunConfig,
         example="pipeline=c4_fast 'input.web=crawl/*.warc.gz' out=corpus num_workers=8",
     ),
+    "estimate": Command(
+        help="funnel, time and disk of a run, from a sample of its input",
+        schema=EstimateConfig,
+        example="pipeline=fineweb 'input.web=crawl/*.warc.gz' num_workers=8",
+    ),
+    "report": Command(
+        help="one HTML page and data_card.json of what a run did",
+        schema=ReportConfig,
+        example="out=corpus",
+    ),
+    "explain": Command(
+        help="where a document went, and what every rule measured in it",
+        schema=ExplainConfig,
+        example="out=corpus url=https://example.org/page    (or doc=ID; or run --explain URL)",
+    ),
     "sample": Command(
         help="make a crawl from the documentation on this machine",
         schema=SampleConfig,
         example="out=demo/crawl",
+    ),
+    "classifier": Command(
+        help="train the quality stage's classifier on wanted and unwanted texts",
+        schema=ClassifierConfig,
+        example="positive=good.jsonl.zst 'negative=crawl/*.jsonl.zst' out=quality.bin",
     ),
     "tokenizer": Command(
         help="train a tokenizer on clean text",
@@ -77,8 +99,29 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = _spelled_out(list(sys.argv[1:] if argv is None else argv))
     return logs.run_command(lambda: _dispatch(parse(words, COMMANDS)))
+
+
+def _spelled_out(words: list[str]) -> list[str]:
+    """Turn ``run ... --explain URL`` into ``explain``, and quote an address for the parser."""
+    options = [i for i, word in enumerate(words) if word.partition("=")[0] == "--explain"]
+    if options:
+        at = options[0]
+        _, equals, url = words[at].partition("=")
+        url = url if equals else "".join(words[at + 1 : at + 2])
+        words = ["explain", f"url={url}", *(word for word in words if word.startswith("out="))]
+    if words[:1] != ["explain"]:
+        return words
+    return [_quoted(word) if word.startswith("url=") else word for word in words]
+
+
+def _quoted(word: str) -> str:
+    key, _, value = word.partition("=")
+    if value[:1] in ("'", '"'):
+        return word
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'{key}="{escaped}"'
 
 
 def _dispatch(arguments: Arguments) -> int:
@@ -114,6 +157,6 @@ def help_text(name: str | None) -> str:
     return (
         f"usage: llmtrain-data {name} [key=value ...] [options]\n\n{command.help}\n\n"
         f"example:\n  llmtrain-data {name} {command.example}\n\n"
-        f"{pipelines if name == 'run' else ''}{OPTIONS}\n"
+        f"{pipelines if name in ('run', 'estimate') else ''}{OPTIONS}\n"
         f"llmtrain-data {name} --cfg job shows every field and its value; docs/data.md explains.\n"
     )

@@ -10,102 +10,151 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from data_pipeline.config import (
-    FieldsConfig,
-    RunConfig,
+from data_pipeline.config.commands import (
+    ClassifierConfig,
     SampleConfig,
     TokenizeConfig,
     TrainTokenizerConfig,
     VerifyConfig,
 )
-from data_pipeline.execute import LocalExecutor
-from data_pipeline.io import (
+from data_pipeline.config.extract import FieldsConfig
+from data_pipeline.config.report import EstimateConfig, ExplainConfig, ReportConfig
+from data_pipeline.config.run import RunConfig
+from data_pipeline.config.tokens import StoreConfig
+from data_pipeline.execute.choose import open_executor
+from data_pipeline.execute.local import Executor, LocalExecutor
+from data_pipeline.manifest import Manifest
+from data_pipeline.pipeline import run_pipeline
+from data_pipeline.read.extract_task import check_unique
+from data_pipeline.read.inputs import (
+    ROW_FORMATS,
     RawFile,
-    Unreadable,
     file_inputs,
     find_raw_files,
     fingerprint,
-    read_text_file,
 )
-from data_pipeline.pipeline import run_pipeline
-from data_pipeline.report import make_row, summarise
+from data_pipeline.read.rows import Unreadable, read_text_file
+from data_pipeline.report.funnel import make_row, summarise
 from data_pipeline.stages import Context, Stage, exclusive
-from data_pipeline.tokenize import HELD_OUT, parts_of, publish, tokenize_file, withdraw
-from data_pipeline.transform import check_unique
-from llmtrain.data.store import ShardInfo
+from data_pipeline.tokens.stores import Parts, StoreJob, clear, sample_of_files, withdraw
+from data_pipeline.tokens.tokenize import HELD_OUT, tokenize_file
 from llmtrain.data.store import verify as verify_store
 from llmtrain.errors import DataError
-from llmtrain.tokenizer.tokenizer import JSON_FILE, META_FILE, MODEL_FILE, train_sentencepiece
+from llmtrain.tokenizer.files import META_FILE
+from llmtrain.tokenizer.texts import spread_sample
+from llmtrain.tokenizer.tokenizer import find as find_tokenizer
 from llmtrain.tokenizer.tokenizer import load as load_tokenizer
+from llmtrain.tokenizer.tokenizer import train
 
 logger = logging.getLogger(__name__)
 
 
 def run(config: RunConfig) -> int:
     """``llmtrain-data run``."""
-    with LocalExecutor(config.num_workers, config.time_limit_s) as executor:
+    with open_executor(config) as executor:
         run_pipeline(config, _context(Path(config.out), executor))
+    return report(ReportConfig(out=config.out))
+
+
+def report(config: ReportConfig) -> int:
+    """``llmtrain-data report``."""
+    from data_pipeline.report.page import write_report
+
+    write_report(config)
     return 0
 
 
-def _context(out: Path, executor: LocalExecutor) -> Context:
+def explain(config: ExplainConfig) -> int:
+    """``llmtrain-data explain``."""
+    from data_pipeline.report.explain import explain as explain_document
+    from data_pipeline.report.verdict import render
+
+    sys.stdout.write("\n".join(render(found) for found in explain_document(config)))
+    return 0
+
+
+def estimate(config: EstimateConfig) -> int:
+    """``llmtrain-data estimate``."""
+    from data_pipeline.estimate.command import estimate as estimate_run
+
+    with LocalExecutor(config.num_workers, config.time_limit_s) as executor:
+        sys.stdout.write(estimate_run(config, executor))
+    return 0
+
+
+def _context(out: Path, executor: Executor) -> Context:
     return Context(out=out, executor=executor, progress=sys.stderr.isatty())
 
 
 def sample(config: SampleConfig) -> int:
     """``llmtrain-data sample``."""
-    from data_pipeline.sample import make_sample
+    from data_pipeline.sample.crawl import make_sample
 
     make_sample(Path(config.out), pages=config.pages)
     return 0
 
 
 def tokenize(config: TokenizeConfig) -> int:
-    """``llmtrain-data tokenize``: one part of the store per raw file."""
+    """``llmtrain-data tokenize``: raw files of text to one store, and one of held-out documents."""
     out = Path(config.out)
     files = _text_files(out.name, config.input)
-    tokenizer = load_tokenizer(config.tokenizer)
     fields = FieldsConfig(text=config.text_field, id=config.id_field)
+    job = StoreJob(
+        tokenizer_path=config.tokenizer, tokenizer=load_tokenizer(config.tokenizer),
+        config=StoreConfig(
+            part_bytes=config.part_bytes, shuffle=config.shuffle, shuffle_seed=config.shuffle_seed
+        ),
+        memory_bytes=int(config.memory_gib * 2**30), pipeline_hash="",
+    )  # fmt: skip
     settings = {
-        "tokenizer": tokenizer.hash, "eos_id": tokenizer.eos_id, "fields": asdict(fields),
+        **job.settings(),
+        "fields": asdict(fields),
         "validation_share": config.validation_share,
-    }  # fmt: skip
+    }
     executor = LocalExecutor(config.num_workers, config.time_limit_s)
     with exclusive(out / ".pipeline"), executor:
         context = _context(out / ".pipeline", executor)
         stage = Stage(context, "tokenize", settings, file_inputs(files), out)
         manifest = stage.finished()
         if manifest is None:
-            common = {
-                "fields": fields, "share": config.validation_share, "tokenizer": config.tokenizer,
-            }  # fmt: skip
+            common = {"fields": fields, "share": config.validation_share}
             jobs = [({**common, "index": i, "file": f}, f.size) for i, f in enumerate(files)]
-            withdraw(out, (".", HELD_OUT))
-            results = stage.run("parts", tokenize_file, jobs)
-            parts = parts_of(results)
-            if "." not in parts:
-                raise DataError(f"{out} would be empty: no document with text is left to train on")
-            check_unique(_ids(out, parts))
-            held_out = sum(part.num_documents for part in parts.get(HELD_OUT, []))
-            stores = publish(stage, results, tokenizer, stage.key)
-            manifest = stage.finish([*results, stores], {"held_out": held_out})
-    logger.info("%s", summarise(make_row(str(out), manifest.counts, stage.seconds())))
-    if manifest.details["held_out"]:
-        logger.info("  held out: %d, in %s", manifest.details["held_out"], out / HELD_OUT)
-    for reason, number in {**manifest.counts.dropped, **manifest.counts.quarantined}.items():
-        logger.info("  left out: %s %d", reason, number)
+            withdraw(stage, (".", HELD_OUT))
+            manifest = replace(job, pipeline_hash=stage.key).run(
+                stage, tokenize_file, jobs, sample_of_files(files, fields),
+                check=lambda parts: _check_parts(out, parts),
+            )  # fmt: skip
+        else:
+            clear(stage)
+    _tell(out, manifest, stage.seconds())
     return 0
 
 
-def _ids(out: Path, parts: dict[str, list[ShardInfo]]) -> Iterator[tuple[str, str, list[str]]]:
+def _tell(out: Path, manifest: Manifest, seconds: float) -> None:
+    logger.info("%s", summarise(make_row(str(out), manifest.counts, seconds)))
+    held_out = manifest.details["stores"].get(HELD_OUT)
+    if held_out:
+        logger.info("  held out: %d, in %s", held_out["documents"], out / HELD_OUT)
+    for reason, number in {**manifest.counts.dropped, **manifest.counts.quarantined}.items():
+        logger.info("  left out: %s %d", reason, number)
+
+
+def _check_parts(out: Path, parts: Parts) -> None:
+    """Raise DataError if nothing is left to train on, or an id stands twice."""
+    if "." not in parts:
+        raise DataError(f"{out} would be empty: no document with text is left to train on")
+    check_unique(_ids(out, parts))
+
+
+def _ids(out: Path, parts: Parts) -> Iterator[tuple[str, str, list[str]]]:
     """Yield (source, file, ids) of every part."""
     for store, infos in parts.items():
-        for info in infos:
+        for info, _ in infos:
             path = out / store / f"{info.name}.docs.parquet"
             ids = pq.read_table(path, columns=["id"]).column("id").to_pylist()
             yield out.name, str(path), ids
@@ -114,16 +163,18 @@ def _ids(out: Path, parts: dict[str, list[ShardInfo]]) -> Iterator[tuple[str, st
 def _text_files(source: str, given: str | tuple[str, ...]) -> list[RawFile]:
     """Return the files of an input with their digests; a crawl is refused."""
     files = find_raw_files({source: given}, key="input")
-    wrong = [file.path for file in files if file.format == "warc"]
+    wrong = [file.path for file in files if file.format not in ROW_FORMATS]
     if wrong:
-        raise DataError(f"{wrong[0]} is a crawl; make text of it with `llmtrain-data run`")
+        raise DataError(
+            f"{wrong[0]} is no JSONL or Parquet; make text of it with `llmtrain-data run`"
+        )
     return [fingerprint(file) for file in files]
 
 
 def tokenizer(config: TrainTokenizerConfig) -> int:
-    """``llmtrain-data tokenizer``: train on the first texts of every file, equal shares."""
+    """``llmtrain-data tokenizer``: train on a sample spread over the whole input."""
     out = Path(config.out)
-    if any((out / name).exists() for name in (MODEL_FILE, JSON_FILE, META_FILE)):
+    if out.is_dir() and (find_tokenizer(out) is not None or (out / META_FILE).exists()):
         raise DataError(f"out={out} holds a tokenizer already; use another out= or remove it")
     files = _text_files("text", config.input)
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
@@ -140,21 +191,32 @@ def tokenizer(config: TrainTokenizerConfig) -> int:
 
 def _train_tokenizer(config: TrainTokenizerConfig, files: list[RawFile]) -> None:
     fields = FieldsConfig(text=config.text_field)
-    share = -(-config.sample_bytes // len(files))
-    texts: list[str] = []
-    for file in files:
-        size = 0
-        for item in read_text_file(file, fields):
-            if isinstance(item, Unreadable):
-                continue
-            texts.append(item.text)
-            size += len(item.text.encode())
-            if size >= share:
-                break
-    train_sentencepiece(
-        texts, config.out, vocab_size=config.vocab_size, kind=config.kind,
-        max_sample_bytes=config.sample_bytes,
+    documents = (
+        (item.id, item.text)
+        for file in files
+        for item in read_text_file(file, fields)
+        if not isinstance(item, Unreadable)
+    )
+    train(
+        spread_sample(documents, config.sample_bytes), config.out, kind=config.kind,
+        vocab_size=config.vocab_size, pattern=config.pattern, max_sample_bytes=config.sample_bytes,
     )  # fmt: skip
+
+
+def classifier(config: ClassifierConfig) -> int:
+    """``llmtrain-data classifier``: train a linear model on wanted and unwanted texts."""
+    from data_pipeline.filters.classifier_training import train_on_files
+
+    out = Path(config.out)
+    if out.exists():
+        raise DataError(f"out={out} exists already; use another out= or remove it")
+    positive = _text_files("positive", config.positive)
+    negative = _text_files("negative", config.negative)
+    model = train_on_files(positive, negative, config)
+    model.save(out)
+    facts = {**asdict(model.facts), "model": str(out)}
+    sys.stdout.write(json.dumps(facts) + "\n")
+    return 0
 
 
 def verify(config: VerifyConfig) -> int:

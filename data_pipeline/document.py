@@ -84,6 +84,9 @@ class Document:
 
 def compose(later: Sequence[Run], earlier: Sequence[Run]) -> EditMap:
     """Chain two edit maps: C to B (``later``) and B to A (``earlier``) become C to A."""
+    end = later[-1].extracted_start + later[-1].length if later else 0
+    if len(earlier) == 1 and earlier[0][:2] == (0, 0) and end <= earlier[0].length:
+        return tuple(_merged(later))  # B is A, or its beginning
     result: list[Run] = []
     start = 0
     for run in later:
@@ -111,6 +114,38 @@ def compose(later: Sequence[Run], earlier: Sequence[Run]) -> EditMap:
     return tuple(result)
 
 
+def _merged(runs: Sequence[Run]) -> list[Run]:
+    """Join runs that touch in both texts."""
+    result: list[Run] = []
+    for run in runs:
+        if result:
+            final, extracted, length = result[-1]
+            if run.final_start == final + length and run.extracted_start == extracted + length:
+                result[-1] = Run(final, extracted, length + run.length)
+                continue
+        result.append(run)
+    return result
+
+
 def identity(text: str) -> EditMap:
     """Return the edit map of a text nobody has edited yet."""
     return (Run(0, 0, len(text)),) if text else ()
+
+
+def spliced(text: str, replacements: Sequence[tuple[int, int, str]]) -> tuple[str, list[Run]]:
+    """Replace stretches of a text; return the new text and the runs that lead back.
+
+    ``replacements`` are (start, end, what stands there instead), in order and apart.
+    """
+    parts: list[str] = []
+    runs: list[Run] = []
+    position = done = 0
+    for start, end, instead in (*replacements, (len(text), len(text), "")):
+        if start > done:
+            parts.append(text[done:start])
+            runs.append(Run(position, done, start - done))
+            position += start - done
+        parts.append(instead)
+        position += len(instead)
+        done = end
+    return "".join(parts), runs

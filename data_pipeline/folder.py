@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.config import RunConfig
-from data_pipeline.io import RawFile, fingerprint
+from data_pipeline.config.run import RunConfig
+from data_pipeline.read.inputs import RawFile, fingerprint, identity_of
 from data_pipeline.stages import replace_file
 from llmtrain.config.load import to_plain
-from llmtrain.errors import ConfigError
+from llmtrain.errors import ConfigError, DataError
 
 
 def claim(out: Path, config: RunConfig) -> None:
@@ -27,7 +27,13 @@ def claim(out: Path, config: RunConfig) -> None:
     if not path.is_file():
         replace_file(path, json.dumps(plain, indent=1, sort_keys=True) + "\n")
         return
-    before = _flat(json.loads(path.read_text()))
+    try:
+        before = _flat(json.loads(path.read_text()))
+    except ValueError:
+        raise DataError(
+            f"{path} is damaged, so nobody can say what {out} was begun with; put it back, or use "
+            "another out="
+        ) from None
     now = _flat(plain)
     changes = [
         f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
@@ -52,21 +58,30 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
+def _known(path: Path) -> dict[str, Any]:
+    """Return the digests noted before; a file that cannot be read notes none."""
+    try:
+        known: dict[str, Any] = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return known
+
+
 def fingerprints(out: Path, files: Sequence[RawFile]) -> list[RawFile]:
     """Return the files with their digests, read again only where size or time changed."""
     path = out / "inputs.json"
-    known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    known = _known(path)
     result: list[RawFile] = []
     for file in files:
         if file.format == "hf":
             result.append(fingerprint(file))
             continue
-        status = Path(file.path).stat()
-        stamp = [status.st_size, status.st_mtime_ns]
-        entry = known.get(file.path)
-        if entry is None or entry["stamp"] != stamp:
-            entry = {"stamp": stamp, "sha256": fingerprint(file).sha256}
-            known[file.path] = entry
-        result.append(replace(file, size=status.st_size, sha256=entry["sha256"]))
+        name, stamp = identity_of(file)
+        entry = known.get(name)
+        if entry is None or stamp is None or entry["stamp"] != stamp or "size" not in entry:
+            noted = fingerprint(file)
+            entry = {"stamp": stamp, "sha256": noted.sha256, "size": noted.size}
+            known[name] = entry
+        result.append(replace(file, size=entry["size"], sha256=entry["sha256"]))
     replace_file(path, json.dumps(known, indent=1, sort_keys=True) + "\n")
     return result

@@ -24,6 +24,8 @@ _ADVICE = {
 }
 """What to change, by the number of the error."""
 _OWN_PACKAGES = ("data_pipeline", "llmtrain")
+_EXTRAS = {"ray": "data,ray", "submitit": "data,slurm", "cloudpickle": "data,slurm"}
+"""Packages that are no part of ``llmtrain[data]`` -> the extras they come with."""
 
 
 def refusal(error: ImportError | OSError) -> LLMTrainError | None:
@@ -34,7 +36,7 @@ def refusal(error: ImportError | OSError) -> LLMTrainError | None:
             return None
         return ConfigError(
             f"the data pipeline needs the package {package}, which is not installed; run: "
-            "pip install 'llmtrain[data]'"
+            f"pip install 'llmtrain[{_EXTRAS.get(package, 'data')}]'"
         )
     if error.errno not in _ADVICE:
         return None

@@ -1,21 +1,25 @@
 """Document shards between stages: Parquet files whose bytes depend on their content alone.
 
-Writer version, compression and row-group size are fixed and nothing inside tells the time, so the
-same documents give the same file whoever writes it. A shard is named by its digest in manifests;
-reading checks the digest first, so a damaged or half-copied shard is an error and never an input.
+Writer version, compression and the cut into row groups are fixed by the content and nothing inside
+tells the time, so the same documents give the same file whoever writes it. A shard is named by its
+digest in manifests; reading checks the digest first, so a damaged or half-copied shard is an error
+and never an input. Both directions hold one row group in memory, whatever the size of the shard.
 
-    info = write_documents(Path("part.parquet"), documents)
-    documents = read_documents(folder, shard)
+    for table in read_batches(out, shard): ...
+    documents = read_documents(out, shard)
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import blake3
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_pipeline.document import Document, Extractor, Run
@@ -45,6 +49,12 @@ SCHEMA = pa.schema([
 ])  # fmt: skip
 DROPPED_SCHEMA = SCHEMA.append(pa.field("reason", pa.string(), nullable=False))
 """Schema of the shards under ``dropped/``: the document as it was, and why it went."""
+
+ROW_GROUP_BYTES = 4 << 20
+"""Text in a row group: what a task that reads or writes a shard holds in memory."""
+_PIECE_BYTES = 1 << 20
+_REPEATED = ["source", "source_file_id", "language", "reason"]
+"""Columns with few different values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,16 +120,54 @@ def with_reasons(table: pa.Table, reasons: Sequence[str]) -> pa.Table:
     return table.append_column(DROPPED_SCHEMA.field("reason"), pa.array(reasons, pa.string()))
 
 
-def write_table(path: Path, table: pa.Table) -> tuple[str, int]:
-    """Write a Parquet file durably; return its digest and size. Equal tables give equal bytes."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table.combine_chunks(), sink, version="2.6", compression="zstd", compression_level=1,
-        row_group_size=1 << 20, data_page_version="2.0", write_statistics=False,
-    )  # fmt: skip
-    content = memoryview(sink.getvalue())
-    write_durably(path, content)
-    return digest_of(content), len(content)
+class ShardFile:
+    """Writes one Parquet file of documents; equal documents give equal bytes, however cut up."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        """Make the file and its folder."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.rows = 0
+        self.text_bytes = 0
+        self.text_characters = 0
+        self._pending: list[pa.Table] = []
+        self._pending_bytes = 0
+        self._writer = pq.ParquetWriter(
+            path, schema, version="2.6", compression="zstd", compression_level=1,
+            data_page_version="2.0", write_statistics=False, use_dictionary=_REPEATED,
+        )  # fmt: skip
+
+    def add(self, table: pa.Table) -> None:
+        """Append documents; a row group ends with the document that fills it."""
+        sizes = text_lengths(table)
+        self.rows += table.num_rows
+        self.text_bytes += int(sizes.sum())
+        self.text_characters += int(pc.sum(pc.utf8_length(table.column("text"))).as_py() or 0)
+        ends = self._pending_bytes + np.cumsum(sizes)
+        start = 0
+        while len(ends) and ends[-1] >= ROW_GROUP_BYTES:
+            cut = start + int(np.searchsorted(ends, ROW_GROUP_BYTES)) + 1
+            self._pending.append(table.slice(start, cut - start))
+            self._flush()
+            ends = ends[cut - start :] - ends[cut - start - 1]
+            start = cut
+        if start < table.num_rows:
+            self._pending.append(table.slice(start))
+            self._pending_bytes = int(ends[-1])
+
+    def _flush(self) -> None:
+        if self._pending:
+            group = pa.concat_tables(self._pending).combine_chunks()
+            self._writer.write_table(group, row_group_size=max(1, group.num_rows))
+        self._pending, self._pending_bytes = [], 0
+
+    def close(self) -> tuple[str, int]:
+        """Finish the file durably; return its digest and its size in bytes."""
+        self._flush()
+        self._writer.close()
+        with self.path.open("rb+") as file:
+            os.fsync(file.fileno())
+        return digest_of_file(self.path), self.path.stat().st_size
 
 
 def write_durably(path: Path, content: bytes | memoryview) -> None:
@@ -145,8 +193,17 @@ def digest_of(content: bytes | memoryview) -> str:
     return blake3.blake3(content).hexdigest(length=16)
 
 
-def read_table(out: Path, shard: Shard, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a shard (or some columns of it) after checking that it is whole.
+def digest_of_file(path: Path) -> str:
+    """blake3 of a file as 32 hex digits."""
+    digest = blake3.blake3()
+    with path.open("rb", buffering=0) as file:  # mapped pages would count as a worker's memory
+        while piece := file.read(_PIECE_BYTES):
+            digest.update(piece)
+    return digest.hexdigest(length=16)
+
+
+def open_shard(out: Path, shard: Shard) -> pq.ParquetFile:
+    """Open a shard after checking that it is whole.
 
     Raises:
         DataError: the file is missing or its digest is not the manifest's.
@@ -154,20 +211,47 @@ def read_table(out: Path, shard: Shard, columns: Sequence[str] | None = None) ->
     path = out / shard.path
     if not path.is_file():
         raise DataError(f"{path} is missing; remove the stage's folder to make it again")
-    content = path.read_bytes()
-    if digest_of(content) != shard.digest:
+    size = path.stat().st_size
+    if size != shard.size or digest_of_file(path) != shard.digest:
         raise DataError(
-            f"{path} is damaged: {len(content)} bytes, expected {shard.size} with digest "
-            f"{shard.digest}; remove the stage's folder to make it again"
+            f"{path} is damaged: {size} bytes, expected {shard.size} with digest {shard.digest}; "
+            "remove the stage's folder to make it again"
         )
-    return pq.read_table(
-        pa.BufferReader(content), columns=None if columns is None else list(columns)
-    )
+    return pq.ParquetFile(pa.OSFile(str(path)))
+
+
+def read_batches(
+    out: Path, shard: Shard, columns: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """Yield the documents of a shard (or some columns), about ``ROW_GROUP_BYTES`` of text a time.
+
+    Raises:
+        DataError: the file is missing or its digest is not the manifest's.
+    """
+    with open_shard(out, shard) as file:
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, columns=None if columns is None else list(columns))
+
+
+def read_table(out: Path, shard: Shard, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a whole shard, or some small columns of it.
+
+    Raises:
+        DataError: the file is missing or its digest is not the manifest's.
+    """
+    with open_shard(out, shard) as file:
+        return file.read(columns=None if columns is None else list(columns))
 
 
 def read_documents(out: Path, shard: Shard) -> list[Document]:
     """Read a shard's documents after checking that it is whole."""
     return from_table(read_table(out, shard))
+
+
+def text_lengths(table: pa.Table) -> npt.NDArray[np.int64]:
+    """UTF-8 bytes of every text of a table, [rows]."""
+    lengths = pc.binary_length(table.column("text"))
+    return np.asarray(lengths.to_numpy(), dtype=np.int64)
 
 
 def text_size(texts: Iterable[str]) -> tuple[int, int]:

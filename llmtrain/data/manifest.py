@@ -1,7 +1,8 @@
 """The manifest of a token store: which shards it has, what made them, and their digests.
 
 It is written last and renamed into place, so a folder without a manifest is unfinished. Its own
-``hash`` covers every other field; start-up checks it, and the fingerprint of a batch plan uses it.
+``hash`` covers every field but the notes; start-up checks it, and a batch plan's fingerprint uses
+it.
 
     read_manifest(Path("stores/wiki")).num_tokens
 """
@@ -10,8 +11,8 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +64,15 @@ class Manifest:
     format_version: int = FORMAT_VERSION
     """Version of this layout."""
     hash: str = ""
-    """blake3 of the canonical JSON of the other fields."""
+    """blake3 of the canonical JSON of the fields above."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """How the store came to be (source, encoder, order, bytes of text), where its writer says it.
+    Not part of ``hash``: equal tokens are the same data, whichever encoder made them."""
 
     def computed_hash(self) -> str:
         """Return what ``hash`` has to be."""
         plain = asdict(replace(self, hash=""))
+        del plain["notes"]
         text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
         return str(blake3.blake3(text.encode()).hexdigest())
 
@@ -80,8 +85,11 @@ def write_manifest(
     vocab_size: int,
     eos_id: int,
     pipeline_hash: str = "",
+    notes: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Finish a store: write ``manifest.json`` aside and rename it; empty shards are left out.
+
+    ``notes`` are JSON-able; they are kept and change no fingerprint.
 
     Raises:
         DataError: no shard holds a document.
@@ -98,6 +106,7 @@ def write_manifest(
         num_tokens=sum(shard.num_tokens for shard in kept),
         num_documents=sum(shard.num_documents for shard in kept),
         shards=kept,
+        notes=dict(notes or {}),
     )
     manifest = replace(manifest, hash=manifest.computed_hash())
     path = Path(directory) / MANIFEST

@@ -13,10 +13,11 @@ from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
-from llmtrain.data.indexed import Int64Array, token_dtype, write_index
+from llmtrain.data.indexed import Int64Array, TokenArray, token_dtype, write_index
 from llmtrain.data.lineage import DocumentRecord, RecordWriter
 from llmtrain.data.manifest import ShardInfo, file_sha256, sync
 from llmtrain.errors import DataError
@@ -28,9 +29,15 @@ class ShardWriter:
     Every process writes its own shard numbers; writing one twice gives the same bytes.
     """
 
-    def __init__(self, directory: Path | str, index: int, *, vocab_size: int, eos_id: int) -> None:
-        """Open shard ``index`` of the store in ``directory`` (made if absent)."""
-        self.name = f"part-{index:05d}"
+    def __init__(
+        self, directory: Path | str, index: int, *, vocab_size: int, eos_id: int, piece: int = 0
+    ) -> None:
+        """Open shard ``index`` of the store in ``directory`` (made if absent).
+
+        ``piece`` numbers the shards of an ``index`` whose documents one shard shall not hold; they
+        follow each other in the order of the manifest.
+        """
+        self.name = f"part-{index:05d}" + (f"-{piece:05d}" if piece else "")
         self.dtype = token_dtype(vocab_size)
         self._directory = Path(directory)
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -63,17 +70,50 @@ class ShardWriter:
         values[:-1] = tokens
         values[-1] = self._eos_id
         if len(tokens) == 0:
-            raise DataError(
-                f"document {record.id} of {self.name} is empty; drop it before tokenizing"
-            )
+            raise self._empty(record.id)
         if values.min() < 0 or values.max() >= self._vocab_size:
-            raise DataError(
-                f"document {record.id} holds token {values.max()}, the vocabulary ends at "
-                f"{self._vocab_size - 1}; tokenize with the tokenizer the store is made for"
-            )
+            raise self._outside(record.id, int(values.max()))
         self._file.write(values.astype(self.dtype).tobytes())
         self._sizes.append(len(values))
         self._records.add(record, len(values))
+
+    def add_batch(self, tokens: TokenArray, offsets: Int64Array, records: Any) -> None:
+        """Append documents: document i has ``tokens[offsets[i] : offsets[i + 1]]``; EOS is added.
+
+        ``records`` is an Arrow table of ``lineage.schema()`` without ``num_tokens``, a row each.
+        The bytes are those of one ``add`` per document.
+
+        Raises:
+            DataError: a document has no tokens, or one lies outside the vocabulary.
+        """
+        import pyarrow as pa
+
+        lengths = np.diff(offsets)
+        if not len(lengths):
+            return
+        if lengths.min() <= 0:
+            raise self._empty(records.column("id")[int(lengths.argmin())].as_py())
+        used = tokens[offsets[0] : offsets[-1]]
+        if used.min() < 0 or used.max() >= self._vocab_size:
+            document = int(np.searchsorted(offsets - offsets[0], used.argmax(), side="right")) - 1
+            raise self._outside(records.column("id")[document].as_py(), int(used.max()))
+        values = np.full(len(used) + len(lengths), self._eos_id, dtype=self.dtype)
+        ordinary = np.ones(len(values), dtype=bool)
+        ordinary[np.cumsum(lengths + 1) - 1] = False
+        values[ordinary] = used
+        self._file.write(values.tobytes())
+        self._sizes.frombytes((lengths + 1).astype(np.int64).tobytes())
+        counts = pa.array(lengths + 1, pa.int64())
+        self._records.add_table(records.append_column("num_tokens", counts))
+
+    def _empty(self, document: str) -> DataError:
+        return DataError(f"document {document} of {self.name} is empty; drop it before tokenizing")
+
+    def _outside(self, document: str, token: int) -> DataError:
+        return DataError(
+            f"document {document} holds token {token}, the vocabulary ends at "
+            f"{self._vocab_size - 1}; tokenize with the tokenizer the store is made for"
+        )
 
     def close(self) -> ShardInfo:
         """Write the index, sync, rename and return what the manifest needs; nothing if empty."""

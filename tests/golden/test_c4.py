@@ -1,30 +1,27 @@
 """Every rule of C4 and its edges, as TensorFlow Datasets c4 3.0.1 applies them."""
 
 import hashlib
+import re
 import sys
 import unicodedata
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.dedup import without_duplicates, without_lines
-from data_pipeline.document import Document, Run, compose, identity
+from data_pipeline.document import Document, Run, identity
 from data_pipeline.filters.c4 import (
     C4_VARIANTS,
-    BadWords,
     C4Lines,
     C4Options,
     LineEdit,
     clean_lines,
     enough_sentences,
     line_key,
-    read_bad_words,
 )
-from data_pipeline.sentences import SENTENCES
 from data_pipeline.step import Dropped, Kept
-from llmtrain.errors import DataError
+from data_pipeline.text.sentences import SENTENCES
 
 C4 = C4_VARIANTS["c4"]
 ONE = C4Options(min_sentences=1)
@@ -231,6 +228,70 @@ def test_variants_differ_where_their_tools_do() -> None:
     assert cleaned(unmarked, C4_VARIANTS["fineweb"]) == unmarked
 
 
+def test_the_datatrove_variants_have_its_end_marks_and_count_words_before_citations_go() -> None:
+    datatrove = replace(C4_VARIANTS["datatrove"], min_sentences=1)
+    assert cleaned("Three words here'", datatrove) == "Three words here'"
+    assert cleaned("Three words here'") is None
+    assert cleaned("Two words[1] [2].", datatrove) == "Two words ."
+    assert cleaned("Two [1] words.", replace(datatrove, cited_words=False)) is None
+    assert cleaned("Two [1] words.", datatrove) == "Two  words."
+    fineweb = replace(C4_VARIANTS["fineweb"], min_sentences=1)
+    assert cleaned("[1] [2] [3]\nThree words here...", fineweb) == "Three words here..."
+    assert cleaned("Three words here\n[1] [2] [3]\nThree more words", fineweb) == (
+        "Three words here\n  \nThree more words"
+    )
+
+
+def test_phrases_are_found_in_lower_case_as_python_lowers() -> None:
+    ascii_letters = [
+        character
+        for character in map(chr, range(128, 0x1F000))  # beyond, nothing has a case
+        if any(part < "\x80" for part in character.lower())
+    ]
+    assert ascii_letters == ["\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "\N{KELVIN SIGN}"]
+    assert cleaned(f"{GOOD}\nThey use COO\N{KELVIN SIGN}IES on this page.") == GOOD
+    dotted = "Our pr\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}vacy policy is here."
+    assert cleaned(dotted) == dotted  # its lower case has a mark after the i
+
+
+@pytest.mark.parametrize(
+    ("line", "rule"),
+    [
+        ("a lorem lorem ipsum is here.", "lorem_ipsum"),
+        ("a javajavascript line is here.", "javascript"),
+        ("the use of use cookies is here.", "policy"),
+        ("privacy privacy policy is here now.", "policy"),
+        ("use of uses cookies is here.", "policy"),
+        ("terms of terms of use are here.", "policy"),
+        ("lorem  ipsum is here no more.", ""),
+        ("lore[1]m ip[2]sum is here now.", "lorem_ipsum"),
+        ("use of cookie policies is here.", ""),
+        ("cookie privacy policiy is here now.", ""),
+    ],
+)
+def test_phrases_that_begin_like_others(line: str, rule: str) -> None:
+    edit = clean_lines(f"{GOOD}\n{line}", ONE)
+    if rule == "lorem_ipsum":
+        assert edit == Dropped("c4.lorem_ipsum")
+    else:
+        assert isinstance(edit, LineEdit)
+        assert set(edit.deleted) - {"c4.whitespace", "c4.citation"} == ({f"c4.{rule}"} - {"c4."})
+
+
+def test_findings_name_every_rule_even_after_a_page_is_lost() -> None:
+    page = document(f"{GOOD}\nThis {'{'} drops the page.\nno end\nuse cookies if you want to.")
+    found = {each.rule: each for each in C4Lines().findings(page)}
+    assert (found["c4.curly_bracket"].value, found["c4.curly_bracket"].passed) == (1, False)
+    assert found["c4.lorem_ipsum"].passed
+    assert (found["c4.few_sentences"].value, found["c4.few_sentences"].passed) == (1, False)
+    assert found["c4.few_sentences"].limit == "at least 3"
+    assert found["c4.no_end_mark"].value == len("no end\n")
+    assert found["c4.policy"].value == len("use cookies if you want to.")
+    good = {each.rule: each for each in C4Lines().findings(document(PAGE))}
+    assert all(each.passed for each in good.values())
+    assert good["c4.few_sentences"].value == 3
+
+
 def test_the_step_composes_the_edit_map() -> None:
     extracted = f"Menu\n{GOOD}\n[3]{GOOD}\nfoot\n{GOOD} "
     shown = document(extracted[5:])
@@ -248,30 +309,6 @@ def test_line_keys_ignore_case_and_margins() -> None:
     assert line_key("A\u2028line") == hashlib.md5("a\u2028line".encode()).digest()
 
 
-def test_lines_that_lost_go_and_the_others_stand_as_they_were() -> None:
-    page = document("Mine is here.\nYours is gone.\nmine IS here. \nAlso mine stays. So this.")
-    verdict = without_duplicates(page, {1, 2}, C4)
-    assert isinstance(verdict, Kept)
-    text = verdict.document.text
-    assert text == "Mine is here.\nAlso mine stays. So this."
-    assert verdict.deleted == {"line_dedup.duplicate": len(page.text) - len(text)}
-
-
-def test_pages_without_lines_or_sentences_go_after_line_deduplication() -> None:
-    page = document("One is here.\nTwo is here.\nThree is here.")
-    assert without_duplicates(page, set(), C4) == Kept(page)
-    assert without_duplicates(page, {0, 1, 2}, C4) == Dropped("line_dedup.empty")
-    assert without_duplicates(page, {1}, C4) == Dropped("line_dedup.few_sentences")
-
-
-def test_sentences_of_pages_that_lost_no_line_are_counted_again() -> None:
-    """C4 counts by line first and over the text after line deduplication, of every page."""
-    line = 'He said it was "a very good day"'
-    text = "\n".join([line] * 3)
-    assert cleaned(text, C4) == text
-    assert without_duplicates(document(text), set(), C4) == Dropped("line_dedup.few_sentences")
-
-
 def test_sentences_of_a_whole_text_may_join_over_lines() -> None:
     text = "He went to see Dr.\nSmith in town.\nAnd so did we."
     assert not enough_sentences(text)
@@ -284,22 +321,6 @@ def test_counting_up_to_a_limit_agrees_with_counting_all(
     counter: str, text: str, limit: int
 ) -> None:
     assert SENTENCES[counter](text, limit) == min(SENTENCES[counter](text, 1000), limit)
-
-
-def test_bad_words_stand_alone_except_in_scripts_without_spaces(tmp_path: Path) -> None:
-    (tmp_path / "en").write_text("Bad\n\nvery bad\nc++\n", encoding="utf-8")
-    step = BadWords(read_bad_words(tmp_path / "en"))
-    for text in ("bad", "so BAD!", "a_b bad", "it is c++ here"):
-        assert step(document(text)) == Dropped("c4.bad_words")
-    for text in ("badge", "unbad", "bad_", "ccc"):
-        assert isinstance(step(document(text)), Kept)
-    assert isinstance(step(document("bad", language="de")), Kept)
-    assert BadWords(("悪い",), "ja")(document("とても悪い言葉", "ja")) == Dropped("c4.bad_words")
-    (tmp_path / "none").write_text("\n")
-    with pytest.raises(DataError, match="is empty"):
-        read_bad_words(tmp_path / "none")
-    with pytest.raises(DataError, match="cannot be read"):
-        read_bad_words(tmp_path / "absent")
 
 
 LINES = st.lists(
@@ -327,14 +348,85 @@ def test_runs_hold_for_any_text(lines: list[str], breaks: list[str], variant: st
         assert cleaned(once, C4_VARIANTS[variant]) == once
 
 
-@given(text=st.text(alphabet="ab. \n", max_size=40), gone=st.sets(st.integers(0, 40)))
-def test_text_without_lines_is_made_of_runs(text: str, gone: set[int]) -> None:
-    after, runs = without_lines(text, gone)
-    kept = [line for number, line in enumerate(text.split("\n")) if number not in gone]
-    assert after == "\n".join(kept)
-    assert compose(runs, identity(text)) == tuple(runs)
-    deleted = {"gone": len(text) - len(after)} if after != text else {}
-    check(LineEdit(after, runs, deleted), text)
+def reference(text: str, options: C4Options) -> tuple[str | None, str]:
+    """Clean a text with C4's line rules, written down one after the other."""
+    kept = []
+    policy = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies",
+              "use cookies")  # fmt: skip
+    for raw in text.splitlines():
+        stripped = raw.strip()
+        if any(len(word) > options.max_word_characters for word in stripped.split()):
+            continue
+        line = re.sub(r"\[\d*\]|\[edit\]|\[citation needed\]", "", stripped)
+        marks = tuple(options.end_marks)
+        if marks and (not line.endswith(marks) or line.endswith("...")):
+            continue
+        counted = stripped if options.cited_words else line
+        if len(counted.split()) < options.min_words:
+            continue
+        if "lorem ipsum" in line.lower():
+            return None, "c4.lorem_ipsum"
+        if "javascript" in line.lower():
+            continue
+        if "{" in line:
+            return None, "c4.curly_bracket"
+        if any(phrase in line.lower() for phrase in policy):
+            continue
+        kept.append(line)
+    count = SENTENCES[options.sentences]
+    if sum(max(1, count(line, 1000)) for line in kept) < options.min_sentences:
+        return None, "c4.few_sentences"
+    return "\n".join(kept).strip(), ""
+
+
+def rule_reference(text: str) -> int:
+    """Count sentences by the rules of ``rule_sentences``, with one expression for all of them."""
+    breaks = re.compile(r"(\w+(?:\.\w+)*)?([.?!]+)[\"'’”)\]}]*\s+(?=(\S))")
+    count = 1 if text.strip() else 0
+    for word, marks, following in breaks.findall(text) if count else []:
+        initial = len(word) == 1 and word.isalpha()
+        if marks == "." and (initial or word.lower() in ("dr", "mr", "u.s", "e.g", "p.m", "ph.d")):
+            continue
+        count += not (marks.startswith("..") and following.islower())
+    return count
+
+
+SENTENCE_PARTS = st.sampled_from(
+    ["a", "U.S.", "Mr.", "Dr", " ", "\n", ".", "..", "?", "!", '"', ")", "abcdefgh", "x.y", "1.5",
+     "É", "p.m.", "_", "..."]
+)  # fmt: skip
+
+
+@settings(max_examples=300)
+@given(text=st.lists(SENTENCE_PARTS, max_size=14).map("".join))
+def test_sentences_are_counted_by_the_rules(text: str) -> None:
+    assert SENTENCES["rules"](text, 1000) == rule_reference(text)
+
+
+FRAGMENTS = st.sampled_from(
+    [
+        GOOD, "One two three. Four five. Six!", "word ", "[1]", "[", "]", "[edit]", "[edit",
+        "[12", "[citation needed]", "...", ".", "?", "! ", '"', "'", "lorem ipsum ", "lorem ",
+        "javascript", "{", "use cookies ", "use of ", "cooKies ", "privacy policy ", "\n", "\r\n",
+        "\r", "\x0b", "\u2028", "\x1f", "\xa0", " ", "x" * 14, "日本。", "٣", "é",
+    ]
+)  # fmt: skip
+
+
+@settings(max_examples=300)
+@given(
+    text=st.lists(FRAGMENTS, max_size=40).map("".join),
+    variant=st.sampled_from([*C4_VARIANTS]),
+    limit=st.sampled_from([1000, 12]),
+)
+def test_the_kernel_does_what_the_rules_say(text: str, variant: str, limit: int) -> None:
+    options = replace(C4_VARIANTS[variant], max_word_characters=limit)
+    edit = clean_lines(text, options)
+    if isinstance(edit, Dropped):
+        assert reference(text, options) == (None, edit.reason)
+    else:
+        check(edit, text)
+        assert reference(text, options) == (edit.text, "")
 
 
 def test_python_splits_lines_where_the_rules_assume() -> None:

@@ -9,8 +9,8 @@ import numpy as np
 from langdetect.detector_factory import PROFILES_DIRECTORY, DetectorFactory
 from langdetect.lang_detect_exception import LangDetectException
 
-from data_pipeline.language import IDENTIFIERS
-from data_pipeline.language_profiles import LanguageProfiles
+from data_pipeline.filters.language import IDENTIFIERS
+from data_pipeline.text.language_profiles import LanguageProfiles
 from tests.texts import TEXTS
 
 
@@ -49,7 +49,7 @@ def test_the_compiled_identifier_gives_langdetects_own_numbers() -> None:
 
 def test_another_process_gives_the_same_scores() -> None:
     code = (
-        "import sys; from data_pipeline.language import IDENTIFIERS\n"
+        "import sys; from data_pipeline.filters.language import IDENTIFIERS\n"
         "print([tuple(IDENTIFIERS[m]()(sys.argv[1])) for m in ('langdetect', 'fasttext')])"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7"}

@@ -1,8 +1,10 @@
 """Every setting is documented, read by something, and every YAML key is a setting."""
 
+import pkgutil
 import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -21,8 +23,9 @@ from llmtrain.config.strict import arms
 
 PIPELINE = [
     value
-    for value in vars(pipeline_settings).values()
-    if is_dataclass(value) and value.__module__ == pipeline_settings.__name__
+    for found in pkgutil.iter_modules(pipeline_settings.__path__, f"{pipeline_settings.__name__}.")
+    for value in vars(import_module(found.name)).values()
+    if is_dataclass(value) and value.__module__ == found.name
 ]
 CONF = config_root()
 REPOSITORY = Path(llmtrain.__file__).parent.parent

@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import blake3
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from llmtrain.data.lineage import DocumentRecord
@@ -85,6 +88,66 @@ def test_two_writers_of_one_shard_give_the_same_bytes(
     assert len(names) == 7
     for name in names:
         assert (one.path / name).read_bytes() == (two.path / name).read_bytes()
+
+
+def test_batches_give_the_bytes_of_single_documents(tmp_path: Path) -> None:
+    documents = random_documents(2600, 6)
+    records = [
+        DocumentRecord(id=f"{i:032x}", text_bytes=i, edits=((0, i, 3), (5, i + 9, 2)))
+        for i in range(len(documents))
+    ]
+    with ShardWriter(tmp_path / "a", 0, vocab_size=40_000, eos_id=EOS_ID) as single:
+        for document, record in zip(documents, records, strict=True):
+            single.add(document, record)
+    table = pq.read_table(tmp_path / "a" / "part-00000.docs.parquet").drop_columns("num_tokens")
+    offsets = np.cumsum([0, *map(len, documents)])
+    tokens = np.concatenate(documents).astype(np.uint32)
+    with ShardWriter(tmp_path / "b", 0, vocab_size=40_000, eos_id=EOS_ID) as batched:
+        batched.add(documents[0], records[0])
+        for low, high in ((1, 1), (1, 700), (700, 701), (701, 2500), (2500, 2600)):
+            batched.add_batch(tokens, offsets[low : high + 1], table.slice(low, high - low))
+    assert batched.info == single.info
+
+
+def test_batches_are_checked_like_documents(tmp_path: Path) -> None:
+    table = pa.table({"id": ["first", "second"]})
+    writer = ShardWriter(tmp_path, 0, vocab_size=300, eos_id=EOS_ID)
+    with pytest.raises(DataError, match="document second of part-00000 is empty"):
+        writer.add_batch(np.array([5, 6]), np.array([0, 2, 2]), table)
+    with pytest.raises(DataError, match="document second holds token 300, the vocabulary ends at"):
+        writer.add_batch(np.array([5, 6, 300]), np.array([0, 2, 3]), table)
+    assert writer.close().num_documents == 0
+
+
+def test_pieces_of_a_shard_follow_it(tmp_path: Path) -> None:
+    infos = []
+    for index, piece in ((1, 0), (0, 1), (0, 0), (0, 2)):
+        writer = ShardWriter(tmp_path, index, vocab_size=300, eos_id=EOS_ID, piece=piece)
+        writer.add([10 * index + piece + 3], DocumentRecord(id=f"{index}-{piece}"))
+        infos.append(writer.close())
+    write_manifest(tmp_path, infos, tokenizer_hash="0", vocab_size=300, eos_id=EOS_ID)
+    store = verify(tmp_path)
+    assert store.tokens(0, 8)[::2].tolist() == [3, 4, 5, 13]
+
+
+def test_notes_are_kept_and_change_no_fingerprint(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, 0, vocab_size=300, eos_id=EOS_ID) as writer:
+        writer.add([5], DocumentRecord(id="a"))
+    common = {"tokenizer_hash": "0", "vocab_size": 300, "eos_id": EOS_ID}
+    plain = write_manifest(tmp_path, [writer.info], **common)
+    noted = write_manifest(tmp_path, [writer.info], **common, notes={"encoder": "some 1.0"})
+    assert noted.hash == plain.hash
+    assert TokenStore.open(tmp_path).manifest == noted
+
+
+def test_a_manifest_without_notes_opens(store: TokenStore) -> None:
+    path = store.path / MANIFEST
+    before = json.loads(path.read_text())
+    del before["notes"]
+    path.write_text(json.dumps(before))
+    hashed = json.dumps({**before, "hash": ""}, sort_keys=True, separators=(",", ":"))
+    assert before["hash"] == blake3.blake3(hashed.encode()).hexdigest()
+    assert TokenStore.open(store.path).fingerprint == store.fingerprint
 
 
 def test_empty_shards_are_left_out_and_empty_documents_refused(tmp_path: Path) -> None:

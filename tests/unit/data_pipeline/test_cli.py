@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.cli import COMMANDS, main
-from data_pipeline.split import held_out_by_cluster
+from data_pipeline.tokens.split import held_out_by_cluster
 from llmtrain.data.store import TokenStore, verify
 from llmtrain.errors import DataError
 from llmtrain.tokenizer.tokenizer import load as load_tokenizer
@@ -208,4 +208,7 @@ def test_tokenizing_a_crawl_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     write_warc(tmp_path / "c.warc.gz", seed=0, number=2)
     words = ["tokenize", f"input={tmp_path / 'c.warc.gz'}", "tokenizer=t", f"out={tmp_path / 'o'}"]
     assert main(words) == 2
-    assert "is a crawl; make text of it with `llmtrain-data run`" in capsys.readouterr().err
+    assert (
+        "is no JSONL or Parquet; make text of it with `llmtrain-data run`"
+        in capsys.readouterr().err
+    )

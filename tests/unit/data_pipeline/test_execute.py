@@ -8,9 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from data_pipeline.execute import LocalExecutor, Task, TaskFailedError
+from data_pipeline.dedup.minhash import MinHasher
+from data_pipeline.execute.local import LocalExecutor, Task, TaskFailedError, answer_within
+from data_pipeline.execute.worker_memory import own_bytes
 from llmtrain.errors import ConfigError, DataError
 
 
@@ -162,7 +166,7 @@ def test_time_to_start_a_worker_is_no_time_of_the_task(
     with LocalExecutor(num_workers=1, time_limit_s=0.2) as executor:
         task = Task("a", SlowToUnpickle(0.5).nothing, {})
         assert collect(executor, [task]) == {"a": None}
-    monkeypatch.setattr("data_pipeline.execute._START_SECONDS", 0.2)
+    monkeypatch.setattr("data_pipeline.execute.local._START_SECONDS", 0.2)
     with (
         LocalExecutor(num_workers=1, attempts=1) as executor,
         pytest.raises(TaskFailedError, match=r"no worker began it within 0\.2 s"),
@@ -175,3 +179,60 @@ def test_workers_leave_with_the_executor() -> None:
         collect(executor, [Task("a", square, {"x": 2})])
         (pid,) = executor.worker_pids
     assert not Path(f"/proc/{pid}").exists()
+
+
+def own_memory() -> int:
+    """Use what every task uses, then weigh the process."""
+    table = pa.table({"text": ["some words"] * 10})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    ordered = MinHasher("fineweb").band_keys_batch(["a few words for the kernels to run on"] * 10)
+    assert len(ordered) == pq.read_table(pa.BufferReader(sink.getvalue())).num_rows == 10
+    return own_bytes(os.getpid())
+
+
+def test_workers_share_what_they_import(executor: LocalExecutor) -> None:
+    """What is a worker's own is a tenth of what it maps: budgets of 150 MB are for the data."""
+    collect(executor, [Task("compile", own_memory, {})])  # what it compiles is kept on disk
+    with LocalExecutor(num_workers=1) as fresh:
+        assert collect(fresh, [Task("a", own_memory, {})])["a"] < 40e6
+
+
+def hold_and_free() -> int:
+    """Fill 160 MB in pieces of 1 kB and in large ones, then free them."""
+    small = [bytes([i % 256]) * 1000 for i in range(80_000)]
+    large = [bytes(8_000_000) for _ in range(10)]
+    return len(small) + len(large)
+
+
+def weigh() -> int:
+    return own_bytes(os.getpid())
+
+
+def test_memory_goes_back_after_a_task() -> None:
+    with LocalExecutor(num_workers=1) as executor:
+        tasks = [Task("hold", hold_and_free, {}, cost=1), Task("weigh", weigh, {})]
+        assert collect(executor, tasks)["weigh"] < 40e6
+
+
+HELD: list[bytes] = []
+
+
+def hold() -> None:
+    HELD.append(b"x" * 60_000_000)
+
+
+def test_worker_that_keeps_much_is_replaced_before_the_next_phase() -> None:
+    with LocalExecutor(num_workers=1) as executor:
+        collect(executor, [Task("small", nap, {"seconds": 0.0})])
+        (first,) = executor.worker_pids
+        collect(executor, [Task("hold", hold, {})])
+        assert executor.worker_pids == [first]
+        collect(executor, [Task("next", nap, {"seconds": 0.0})])
+        assert executor.worker_pids != [first]
+
+
+def test_machine_without_the_folder_is_named() -> None:
+    kind, refused = answer_within(1.0, "/no/such/folder", nap, {"seconds": 0.0})
+    assert kind == "refused"
+    assert "cannot enter /no/such/folder (No such file or directory)" in str(refused)

@@ -5,16 +5,17 @@ import json
 
 import pytest
 
-from data_pipeline.extract import (
+from data_pipeline.read.encoding import decode, has_mark
+from data_pipeline.read.extract import (
     EXTRACTOR,
     MAX_DEPTH,
     NO_EXTRACTOR,
     Extracted,
-    decode,
     html_to_text,
     media_kind,
     payload_text,
 )
+from data_pipeline.read.page_metadata import parse_date
 from data_pipeline.step import Dropped
 
 PAGE = """<!doctype html><html><head><title>T</title></head><body>
@@ -148,3 +149,81 @@ def test_nesting_that_would_take_for_ever_is_dropped_and_long_flat_pages_are_not
     assert isinstance(payload_text(flat, "text/html"), Extracted)
     spans = b"<main>" + b"<p>Some <b>text</b> here.</p>" * (3 * MAX_DEPTH) + b"</main>"
     assert isinstance(payload_text(spans, "text/html"), Extracted)
+
+
+def test_utf_8_that_is_cut_inside_a_character_is_still_utf_8() -> None:
+    payload = (WORDS * 3 + "ü").encode()[:-1]
+    assert decode(payload, "text/html") == WORDS * 3 + "\N{REPLACEMENT CHARACTER}"
+    assert decode(payload, "text/html; charset=latin-1").startswith(WORDS)
+    short = "caf\xe9".encode("latin-1")  # one byte beyond ASCII at the end proves nothing
+    assert decode(short, "text/html; charset=latin-1") == "café"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_byte_order_marks_decide(encoding: str) -> None:
+    assert decode(WORDS.encode(encoding), "text/html; charset=latin-1") == WORDS
+    assert has_mark(WORDS.encode(encoding))
+    assert not has_mark(WORDS.encode())
+
+
+def test_pages_with_too_many_tags_are_dropped_before_they_are_parsed() -> None:
+    page = b"<p>" * 11
+    assert payload_text(page + b"text", "text/html", max_tags=10) == Dropped(
+        "extract.too_many_tags"
+    )
+    assert isinstance(payload_text(page + b"text", "text/html", max_tags=11), Extracted)
+
+
+def metadata_of(head: str, url: str = "https://example.org/a/b.html?x=1") -> dict[str, str]:
+    page = f"<html><head>{head}</head><body><main><p>Some text here.</p></main></body></html>"
+    extracted = payload_text(page.encode(), "text/html; charset=utf-8", url)
+    assert isinstance(extracted, Extracted)
+    return extracted.metadata
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        ("", {}),
+        ("<title>\n A  title &amp;\tmore </title>", {"title": "A title & more"}),
+        ("<title> </title><meta property='og:title' content='Other'>", {"title": "Other"}),
+        ("<link rel=canonical href='/c'>", {"canonical_url": "https://example.org/c"}),
+        ("<link rel='Nofollow Canonical' href='d'>", {"canonical_url": "https://example.org/a/d"}),
+        ("<meta property='og:url' content='http://e.org/'>", {"canonical_url": "http://e.org/"}),
+        ("<link rel=canonical href='javascript:x()'>", {}),
+        ("<link rel=canonical href='http://[bad'>", {}),
+        ("<link rel=alternate href='/c'>", {}),
+        ("<meta name=date content='2024-5-1'>", {"date": "2024-05-01"}),
+        (
+            "<meta property='article:published_time' content='2024-05-01T10:00:00+02:00'>"
+            "<meta name=date content='2020-01-01'>",
+            {"date": "2024-05-01"},
+        ),
+        ("<meta itemprop=datePublished content='20240501'>", {"date": "2024-05-01"}),
+        ("<meta name=date content='soon'>", {}),
+        (
+            '<script type="application/ld+json">{"datePublished" : "2023-12-31T00:00"}</script>',
+            {"date": "2023-12-31"},
+        ),
+    ],
+)
+def test_what_a_page_says_about_itself(head: str, expected: dict[str, str]) -> None:
+    assert metadata_of(head) == expected
+
+
+def test_metadata_is_bounded_and_can_be_stored() -> None:
+    found = metadata_of(f"<title>{'long ' * 1000}</title><meta name=x content='&#xD800;'>")
+    assert len(found["title"]) <= 1000
+    assert found["title"].encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "day"),
+    [
+        ("2024-02-29", "2024-02-29"), ("2023-02-29", ""), ("2024/1/2 10:00", "2024-01-02"),
+        ("20240102", "2024-01-02"), ("202401021", ""), ("Tue, 02 Jan 2024 10:00:00 GMT",
+        "2024-01-02"), ("0001-01-01", ""), ("9999-99-99", ""), ("", ""), ("12", ""),
+    ],
+)  # fmt: skip
+def test_dates_are_read_in_three_forms(text: str, day: str) -> None:
+    assert parse_date(text) == day

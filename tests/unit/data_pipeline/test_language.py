@@ -1,13 +1,16 @@
 """Languages: the right ones, deterministically, and langdetect's own numbers."""
 
 import pickle
+from dataclasses import replace
 
 import pytest
 
-from data_pipeline import language
+from data_pipeline.config.rules import LanguageConfig
 from data_pipeline.document import Document
-from data_pipeline.language import IDENTIFIERS, IdentifyLanguage, identifier_version
+from data_pipeline.filters import language
+from data_pipeline.filters.language import IDENTIFIERS, IdentifyLanguage, identifier_version
 from data_pipeline.step import Dropped, Kept
+from llmtrain.errors import ConfigError
 from tests.texts import TEXTS
 
 
@@ -65,3 +68,29 @@ def test_py3langid_takes_over_where_fasttext_is_missing(
     assert 0.65 < identify(TEXTS["en"]).score <= 1.0
     assert "py3langid" in caplog.text
     assert identifier_version("fasttext").startswith("py3langid ")
+
+
+def test_single_languages_have_thresholds_of_their_own() -> None:
+    document = Document(id="0", source="s", text=TEXTS["de"])
+    step = IdentifyLanguage(method="fasttext", languages=("de", "en"), threshold=0.0)
+    assert isinstance(step(document), Kept)
+    strict = replace(step, thresholds=(("de", 1.0),))
+    assert strict(document) == Dropped("language.uncertain")
+    assert isinstance(strict(Document(id="0", source="s", text=TEXTS["en"])), Kept)
+    uncertain, other = strict.findings(document)
+    assert (uncertain.rule, uncertain.limit) == ("language.uncertain", "at least 1")
+    assert not uncertain.passed
+    assert (other.rule, other.value, other.limit, other.passed) == (
+        "language.other", "de", "de, en", True,
+    )  # fmt: skip
+    assert not replace(step, languages=("en",)).findings(document)[1].passed
+    assert all(each.passed for each in replace(step, languages=()).findings(document))
+
+
+def test_thresholds_that_mean_nothing_are_refused() -> None:
+    LanguageConfig(languages=("de", "en"), thresholds={"de": 0.5})
+    LanguageConfig(languages=(), thresholds={"de": 0.5})
+    with pytest.raises(ConfigError, match=r"thresholds.de=1.5 is no score"):
+        LanguageConfig(languages=("de",), thresholds={"de": 1.5})
+    with pytest.raises(ConfigError, match=r"thresholds.de is set, but de is not in"):
+        LanguageConfig(languages=("en",), thresholds={"de": 0.5})

@@ -5,9 +5,9 @@ import io
 import pytest
 from fastwarc.warc import ArchiveIterator, WarcRecordType
 
-from data_pipeline.sample import make_sample
-from data_pipeline.sample_markup import to_html
-from data_pipeline.sample_pages import Page, module_pages, render, text_page
+from data_pipeline.sample.crawl import make_sample
+from data_pipeline.sample.markup import to_html
+from data_pipeline.sample.pages import Page, module_pages, render, text_page
 from llmtrain.errors import DataError
 
 MODULE = b'''

@@ -2,7 +2,7 @@
 
 import hashlib
 
-from data_pipeline.split import held_out_by_cluster, held_out_by_url
+from data_pipeline.tokens.split import held_out_by_cluster, held_out_by_url
 
 
 def test_share_of_clusters_is_held_out() -> None:

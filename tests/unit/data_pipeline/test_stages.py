@@ -1,18 +1,23 @@
 """Stages: finished tasks are not repeated, finished stages not remade, counts have to balance."""
 
 import json
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from data_pipeline.attempts import RESULT, attempt, code_versions
 from data_pipeline.document import Document, Run, identity
-from data_pipeline.execute import InlineExecutor
+from data_pipeline.execute.local import InlineExecutor, Task
 from data_pipeline.manifest import ConservationError, Counts, Manifest, TaskResult
 from data_pipeline.shards import read_documents, to_table
+from data_pipeline.sink import Sink
 from data_pipeline.stages import Context, Stage, exclusive
-from data_pipeline.step import Dropped, Kept, Verdict
-from data_pipeline.transform import Sink, count_edit, judge
+from data_pipeline.step import Dropped, Finding, Kept, Verdict
+from data_pipeline.transform import Judged, StepCounts, count_edit, judge
 from llmtrain.errors import DataError
 
 DOCUMENT = Document(id="ab" * 16, source="s", text="one two three", edits=identity("one two three"))
@@ -27,7 +32,7 @@ def write_one(folder: Path, number: int, log: str) -> TaskResult:
     document = replace(DOCUMENT, text=f"text {number}")
     sink.count_in(1, len(document.text), len(document.text))
     sink.write_kept(to_table([document]))
-    return sink.result
+    return sink.close()
 
 
 def make_stage(tmp_path: Path, **settings: int) -> Stage:
@@ -83,6 +88,78 @@ def test_what_a_killed_driver_left_is_cleared_by_the_next(tmp_path: Path) -> Non
     orphan.mkdir(parents=True)
     assert make_stage(tmp_path).finished() == manifest
     assert not orphan.parent.parent.exists()
+
+
+def attempt_of_another_driver(tmp_path: Path, stage: Stage, number: int) -> Path:
+    """Let a worker finish a task that no driver commits."""
+    folder, _ = attempt(
+        write_one, str(stage.target), f"write-{number:05d}", stage.key, code_versions(),
+        {"number": number, "log": str(tmp_path / "log")},
+    )  # fmt: skip
+    return Path(folder)
+
+
+def test_what_a_worker_finished_after_its_driver_died_is_not_made_again(tmp_path: Path) -> None:
+    (tmp_path / "mended").touch()
+    for number in (1, 3, 3):
+        attempt_of_another_driver(tmp_path, make_stage(tmp_path), number)
+    stale = attempt_of_another_driver(tmp_path, make_stage(tmp_path, a=2), 0)
+    assert stale.is_dir()
+    manifest = finish(tmp_path)
+    assert (tmp_path / "log").read_text().split() == ["1", "3", "3", "0", "0", "2"]
+    texts = [d.text for s in manifest.shards for d in read_documents(tmp_path / "out", s)]
+    assert texts == [f"text {i}" for i in range(4)]
+
+
+def test_task_that_comes_out_differently_the_second_time_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mended").touch()
+    stage = make_stage(tmp_path)
+    for _ in range(2):
+        attempt_of_another_driver(tmp_path, stage, 1)
+    second = max((stage.target / "attempts").iterdir())
+    values = json.loads((second / RESULT).read_text())
+    values["result"]["shards"][0]["digest"] = "0" * 32
+    (second / RESULT).write_text(json.dumps(values))
+    with pytest.raises(DataError, match=r"write-00001 was made twice .* differently \(shards\)"):
+        finish(tmp_path)
+
+
+class Elsewhere:
+    """Runs tasks whose folder is that of another machine."""
+
+    def run(self, tasks: Sequence[Task], on_result: Callable[[Task, Any], None]) -> None:
+        for task in tasks:
+            folder, result = task.function(**task.arguments)
+            shutil.move(folder, f"{folder}-there")
+            on_result(task, (folder, result))
+
+
+def test_folder_that_is_not_shared_is_told(tmp_path: Path) -> None:
+    (tmp_path / "mended").touch()
+    context = Context(out=tmp_path / "out", executor=Elsewhere())
+    stage = Stage(context, "00-test", {}, [])
+    with pytest.raises(DataError, match="out= has to lie on a file system that all machines share"):
+        stage.run("write", write_one, [({"number": 1, "log": str(tmp_path / "log")}, 1)])
+
+
+def test_second_driver_that_finishes_a_stage_has_to_agree(tmp_path: Path) -> None:
+    (tmp_path / "mended").touch()
+    manifest = finish(tmp_path)
+    path = tmp_path / "out/stages/00-test/manifest.json"
+    before = path.stat().st_mtime_ns
+    stage = make_stage(tmp_path)
+    result = TaskResult(shards=manifest.shards, counts=manifest.counts)
+    assert stage.finish([result]) == manifest
+    with pytest.raises(DataError, match=r"made twice and came out differently \(details\)"):
+        stage.finish([result], {"more": 1})
+    assert path.stat().st_mtime_ns == before
+
+
+def test_worker_with_other_versions_is_refused(tmp_path: Path) -> None:
+    versions = {**code_versions(), "pyarrow": "1.0"}
+    with pytest.raises(DataError, match=r"other versions than the driver \(pyarrow 1\.0, "):
+        attempt(write_one, str(tmp_path), "k", "s", versions, {"number": 0, "log": "log"})
+    assert not (tmp_path / "attempts").exists()
 
 
 def test_folder_is_held_by_one_command(tmp_path: Path) -> None:
@@ -163,15 +240,29 @@ class DeleteWord:
         runs = [run for run in runs if run.length]
         return Kept(document.edited(text, runs), {self.name: len(self.word)})
 
+    def findings(self, document: Document) -> list[Finding]:
+        found = self.word in document.text
+        return [Finding(f"{self.name}.absent", str(found), "True", found)]
+
+
+def judged(*words: str) -> tuple[Judged, dict[str, StepCounts]]:
+    steps = {word: DeleteWord(word) for word in words}
+    tally = {word: StepCounts() for word in words}
+    (entry,) = judge([DOCUMENT], steps, tally)
+    return entry, tally
+
 
 def test_steps_chain_their_edits_to_the_extracted_text() -> None:
-    after, reason, counts = judge(DOCUMENT, [DeleteWord("one "), DeleteWord("three")])
-    assert (after.text, reason) == ("two ", "")
-    assert after.edits == (Run(0, 4, 4),)
-    assert counts.deleted == {"delete_one ": 4, "delete_three": 5}
+    entry, tally = judged("one ", "three")
+    assert (entry.document.text, entry.reason) == ("two ", "")
+    assert entry.document.edits == (Run(0, 4, 4),)
+    assert entry.counts.deleted == {"delete_one ": 4, "delete_three": 5}
+    assert [counts.documents_out for counts in tally.values()] == [1, 1]
 
 
-def test_dropped_documents_count_no_edit() -> None:
-    _, reason, counts = judge(DOCUMENT, [DeleteWord("one "), DeleteWord("four")])
-    assert reason == "delete_four.absent"
-    assert counts == Counts()
+def test_dropped_documents_stay_as_they_came_and_count_no_edit() -> None:
+    entry, tally = judged("one ", "four")
+    assert entry.reason == "delete_four.absent"
+    assert entry.original == DOCUMENT
+    assert tally["one "].deleted == {"delete_one ": 4}
+    assert tally["four"].dropped == {"delete_four.absent": 1}

@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from data_pipeline.url import normalize_c4, url_digest
+from data_pipeline.dedup.url import normalize_c4, url_digest
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.warc import Damaged, Record, read_member, read_warc
+from data_pipeline.read.members import scan
+from data_pipeline.read.warc import Damaged, Record, read_member, read_warc
 from llmtrain.errors import DataError
 from tests.crawl import pages, write_warc
 
@@ -77,7 +78,11 @@ def test_garbage_between_members_is_counted_and_passed(tmp_path: Path) -> None:
     assert (damaged.offset, damaged.length) == (at, 13)
 
 
-def test_one_member_with_all_records_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keep_bytes", [0, 1 << 20], ids=["inflated twice", "kept"])
+def test_one_member_with_all_records_is_read(
+    keep_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "__defaults__", (keep_bytes,))
     plain = tmp_path / "c.warc"
     write_warc(plain, seed=3, number=NUMBER, gzip=False)
     packed = tmp_path / "c.warc.gz"
@@ -93,3 +98,54 @@ def test_what_is_no_warc_is_refused(content: bytes, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"c\.warc"):
         list(read_warc(path))
+
+
+@pytest.mark.parametrize("damage", [b"Content-Length: 99999999", b"Content-Length: 00000001"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_wrong_length_inside_costs_its_record(
+    damage: bytes, packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "__defaults__", (0,))
+    path = tmp_path / "c.warc"
+    write_warc(path, seed=3, number=NUMBER, gzip=False)
+    whole, _ = records_of(path)
+    content = path.read_bytes()
+    at = content.index(b"Content-Length: ", whole[2].offset)
+    end = content.index(b"\r\n", at)
+    content = content[:at] + damage + content[end:]
+    if packed:
+        path = tmp_path / "c.warc.gz"
+        content = gzip.compress(content, mtime=0)
+    path.write_bytes(content)
+    records, damaged = records_of(path)
+    assert [r.record_id for r in records] == [r.record_id for r in whole[:2] + whole[3:]]
+    assert len(damaged) == 1
+
+
+def test_a_record_is_found_again_where_its_line_break_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "c.warc"
+    write_warc(path, seed=3, number=NUMBER, gzip=False)
+    whole, _ = records_of(path)
+    content = bytearray(path.read_bytes())
+    content[whole[3].offset - 30 : whole[3].offset] = bytes(30)
+    path.write_bytes(content)
+    records, damaged = records_of(path)
+    assert records == whole[:2] + whole[3:]
+    assert [(d.offset, d.length) for d in damaged] == [(whole[2].offset, whole[2].length)]
+
+
+def test_a_body_that_inflates_without_end_is_counted_and_not_kept(tmp_path: Path) -> None:
+    body = gzip.compress(bytes(3 << 20))
+    http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Encoding: gzip\r\n\r\n" + body
+    header = (
+        b"WARC/1.0\r\nWARC-Type: response\r\nWARC-Record-ID: <urn:bomb>\r\n"
+        b"Content-Type: application/http; msgtype=response\r\nContent-Length: %d\r\n\r\n"
+    )
+    path = tmp_path / "c.warc"
+    path.write_bytes(header % len(http) + http + b"\r\n\r\n")
+    (damaged,) = read_warc(path, max_record_bytes=1 << 20)
+    assert isinstance(damaged, Damaged)
+    assert damaged.reason == "body inflates to more than max_record_bytes=1048576"
+    (record,) = read_warc(path, max_record_bytes=4 << 20)
+    assert isinstance(record, Record)
+    assert len(record.payload) == 3 << 20

@@ -7,16 +7,9 @@ from pathlib import Path
 import pytest
 
 from llmtrain.errors import DataError
-from llmtrain.tokenizer.tokenizer import (
-    BOS_ID,
-    EOS_ID,
-    JSON_FILE,
-    META_FILE,
-    MODEL_FILE,
-    Tokenizer,
-    load,
-    train_sentencepiece,
-)
+from llmtrain.tokenizer.files import META_FILE, MODEL_FILE
+from llmtrain.tokenizer.sentence_piece import BOS_ID, EOS_ID, train_sentencepiece
+from llmtrain.tokenizer.tokenizer import Tokenizer, load
 
 WORDS = [
     "area",
@@ -123,6 +116,9 @@ def test_nothing_there_damaged_or_changed(folder: Path, tmp_path: Path) -> None:
     (tmp_path / MODEL_FILE).write_bytes(b"not a model")
     with pytest.raises(DataError, match=r"SentencePiece model \(11 bytes, .*; check the path or"):
         load(tmp_path)
+    (tmp_path / MODEL_FILE).write_bytes(b"IQ== 0\nIg== 1\n")
+    with pytest.raises(DataError, match=r"holds tiktoken ranks, .*; rename it to NAME\.tiktoken"):
+        load(tmp_path)
     other = train_sentencepiece(TEXTS[:200], tmp_path, vocab_size=320)
     (tmp_path / META_FILE).write_bytes((folder / META_FILE).read_bytes())
     assert other.hash != load(folder).hash
@@ -133,37 +129,3 @@ def test_nothing_there_damaged_or_changed(folder: Path, tmp_path: Path) -> None:
 def test_lone_surrogate(tokenizer: Tokenizer) -> None:
     with pytest.raises(DataError, match="lone surrogate"):
         tokenizer.encode("a\ud800")
-
-
-def test_hugging_face_json(tmp_path: Path) -> None:
-    tokenizers = pytest.importorskip("tokenizers")
-    model = tokenizers.Tokenizer(tokenizers.models.BPE())
-    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    model.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<|end|>", "<|endoftext|>"],
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    model.train_from_iterator(TEXTS[:20], trainer)
-    path = tmp_path / JSON_FILE
-    model.save(str(path))
-    loaded = load(tmp_path)
-    assert (loaded.vocab_size, loaded.eos_id) == (300, 1)
-    for text in HARD:
-        assert loaded.decode(loaded.encode(text)) == text
-    assert loaded.encode_batch(HARD) == [loaded.encode(text) for text in HARD]
-    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<|end|>"}}')
-    assert load(path).eos_id == 0
-    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
-    with pytest.raises(DataError, match=r"has no end-of-text piece \(<\|im_end\|>\)"):
-        load(path)
-    plain = json.loads(path.read_text())
-    plain["model"]["vocab"]["far"] = 310
-    path.write_text(json.dumps(plain))
-    (tmp_path / "tokenizer_config.json").unlink()
-    assert load(path).vocab_size == 311  # ids may leave gaps
-    path.write_text("{}")
-    with pytest.raises(DataError, match=r"is not a tokenizer.json"):
-        load(path)

@@ -1,0 +1,1 @@
+"""Settings of the data pipeline; YAML groups under ``conf/pipeline`` fill them."""

@@ -1,0 +1,127 @@
+"""Settings of the commands beside ``run``."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from data_pipeline.config.checks import check_positive, check_seed, check_share
+from llmtrain.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizeConfig:
+    """``llmtrain-data tokenize``: clean text to a token store, with nothing done to it."""
+
+    input: str | tuple[str, ...]
+    """Path, glob, folder or hf:NAME, or a list of them."""
+    tokenizer: str
+    """Tokenizer folder."""
+    out: str
+    """Folder of the store; its name is the name of the source."""
+    validation_share: float = 0.0
+    """Share of the documents held out, in [0, 1), by a hash of their ids; they go to a store of
+    their own, OUT/validation."""
+    text_field: str = "text"
+    """Field with the text."""
+    id_field: str | None = None
+    """Field with a stable, unique id; null numbers the rows of each file."""
+    part_bytes: int = 256_000_000
+    """Largest number of bytes of text behind one .bin file, save for a document that is larger."""
+    shuffle: bool = False
+    """Whether the documents stand in the order of a hash, over all parts; false keeps theirs."""
+    shuffle_seed: int = 0
+    """Another seed is another order."""
+    memory_gib: float = 4.0
+    """Memory a worker may use; changes no byte."""
+    num_workers: int = 1
+    """Worker processes."""
+    time_limit_s: float = 36_000.0
+    """Seconds one attempt at one file may take."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        check_share(self.validation_share)
+        check_positive(
+            num_workers=self.num_workers, time_limit_s=self.time_limit_s,
+            memory_gib=self.memory_gib, part_bytes=self.part_bytes,
+        )  # fmt: skip
+        check_seed(self.shuffle_seed)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainTokenizerConfig:
+    """``llmtrain-data tokenizer``: train a tokenizer on clean text."""
+
+    input: str | tuple[str, ...]
+    """Path, glob, folder or hf:NAME, or a list of them."""
+    out: str
+    """Folder of the tokenizer."""
+    vocab_size: int = 32_000
+    """Pieces."""
+    kind: Literal["bpe", "unigram", "byte_bpe"] = "bpe"
+    """SentencePiece BPE or unigram, or byte-level BPE (Hugging Face tokenizer.json)."""
+    pattern: Literal["gpt2", "gpt4", "gpt4_digits", "gpt4o", "gpt4o_digits"] = "gpt4_digits"
+    """What cuts text into words for byte_bpe; merges never cross them, _digits splits numbers."""
+    sample_bytes: int = 200_000_000
+    """Bytes of text it is trained on, chosen over the whole input by a hash of the ids."""
+    text_field: str = "text"
+    """Field with the text."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that are none."""
+        check_positive(vocab_size=self.vocab_size, sample_bytes=self.sample_bytes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassifierConfig:
+    """``llmtrain-data classifier``: train a linear classifier for the quality stage."""
+
+    positive: str | tuple[str, ...]
+    """Texts that are wanted: path, glob, folder or hf:NAME, or a list of them."""
+    negative: str | tuple[str, ...]
+    """Texts that are not wanted, or plain crawl."""
+    out: str
+    """File of the model."""
+    max_documents: int = 50_000
+    """Texts of each class at most, the first ones of every file in equal shares."""
+    bucket_bits: int = 20
+    """Weights as a power of two, 12 to 28; words and pairs of words share them by hash."""
+    max_words: int = 1000
+    """Words of a text that are looked at, in training and in use."""
+    epochs: int = 5
+    """Passes over the texts."""
+    learning_rate: float = 0.3
+    """Step size at the start; it falls to zero."""
+    text_field: str = "text"
+    """Field with the text."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that are none."""
+        check_positive(
+            max_documents=self.max_documents, max_words=self.max_words, epochs=self.epochs,
+            learning_rate=self.learning_rate,
+        )  # fmt: skip
+        if not 12 <= self.bucket_bits <= 28:
+            raise ConfigError(f"bucket_bits={self.bucket_bits}; use a number from 12 to 28")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleConfig:
+    """``llmtrain-data sample``: a crawl made from the documentation on this machine."""
+
+    out: str
+    """Folder of the crawl."""
+    pages: int | None = None
+    """Largest number of pages; null takes all up to the built-in cap."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that are none."""
+        if self.pages is not None:
+            check_positive(pages=self.pages)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerifyConfig:
+    """``llmtrain-data verify``: check every byte of a token store."""
+
+    store: str
+    """Folder of the store."""

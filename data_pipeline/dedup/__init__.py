@@ -1,0 +1,1 @@
+"""What stands in a corpus more than once: addresses, texts, lines, spans, near-duplicates."""

@@ -1,0 +1,1 @@
+"""A dry run: the real pipeline over nested samples, and what it says of the whole."""

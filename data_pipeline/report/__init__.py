@@ -1,0 +1,1 @@
+"""What a pipeline did, for people and for programs: funnel, page, data card, one document."""

@@ -1,0 +1,1 @@
+"""A real crawl from the documentation on this machine."""

@@ -1,0 +1,1 @@
+"""What is known of a text: its characters, words, sentences, repetitions."""

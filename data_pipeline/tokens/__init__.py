@@ -1,0 +1,1 @@
+"""From clean documents to token stores."""

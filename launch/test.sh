@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Every test, in two processes side by side: those that start ranks wait for one another most of the time, the others
+# keep one core busy. The second one's output is shown when both have ended. Exit status 1 if either failed.
+#   bash launch/test.sh            (or: make test)
+set -uo pipefail
+cd "$(dirname "$0")/.."
+python="${PYTHON:-.venv/bin/python}"
+log=$(mktemp)
+trap 'kill "$others" 2> /dev/null; rm -f "$log"' EXIT
+
+"$python" -m pytest tests/unit tests/golden tests/property tests/end_to_end > "$log" 2>&1 &
+others=$!
+"$python" -m pytest tests/distributed
+ranks_status=$?
+wait "$others"
+others_status=$?
+cat "$log"
+[ "$ranks_status" -eq 0 ] && [ "$others_status" -eq 0 ]
