@@ -1,8 +1,8 @@
 """datatrove's filters, its splitters or ours, and its decisions on single documents.
 
 ``splitter=shipped`` leaves datatrove's defaults (spaCy); ``splitter=ours`` gives every filter and
-MinHash the words of data_pipeline/text/words.py and the sentences of data_pipeline/text/sentences.py
-through the ``language`` argument, which takes a tokenizer object as well as a language.
+MinHash the words and the sentences of data_pipeline/text through the ``language`` argument, which
+takes a tokenizer object as well as a language.
 
     make_filter("c4", "ours", "punkt").filter(Document(text="...", id="1"))
 """
