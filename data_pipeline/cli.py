@@ -104,16 +104,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _spelled_out(words: list[str]) -> list[str]:
-    """Turn ``run ... --explain URL`` into ``explain``, and quote an address for the parser."""
+    """Turn ``run ... --explain URL`` into ``explain``; quote addresses and ids for the parser."""
     options = [i for i, word in enumerate(words) if word.partition("=")[0] == "--explain"]
-    if options:
+    if options and words[0] == "run":
         at = options[0]
         _, equals, url = words[at].partition("=")
         url = url if equals else "".join(words[at + 1 : at + 2])
         words = ["explain", f"url={url}", *(word for word in words if word.startswith("out="))]
     if words[:1] != ["explain"]:
         return words
-    return [_quoted(word) if word.startswith("url=") else word for word in words]
+    return [_quoted(word) if word.startswith(("url=", "doc=")) else word for word in words]
 
 
 def _quoted(word: str) -> str:

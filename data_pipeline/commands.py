@@ -102,7 +102,7 @@ def sample(config: SampleConfig) -> int:
 def tokenize(config: TokenizeConfig) -> int:
     """``llmtrain-data tokenize``: raw files of text to one store, and one of held-out documents."""
     out = Path(config.out)
-    files = _text_files(out.name, config.input)
+    files = _text_files(out.absolute().name, config.input)
     fields = FieldsConfig(text=config.text_field, id=config.id_field)
     job = StoreJob(
         tokenizer_path=config.tokenizer, tokenizer=load_tokenizer(config.tokenizer),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.shards import Shard
+from llmtrain.errors import DataError
 
 
 class ConservationError(RuntimeError):
@@ -51,13 +52,14 @@ class Counts:
 
     def add(self, other: "Counts") -> None:
         """Add another's numbers to these."""
-        for entry in fields(self):
-            mine, value = getattr(self, entry.name), getattr(other, entry.name)
+        for name in _COUNTED:
+            value = getattr(other, name)
             if isinstance(value, dict):
+                mine = getattr(self, name)
                 for key, number in value.items():
                     mine[key] = mine.get(key, 0) + number
-            else:
-                setattr(self, entry.name, mine + value)
+            elif value:
+                setattr(self, name, getattr(self, name) + value)
 
     def check(self, stage: str) -> None:
         """Raise ConservationError unless documents and characters balance."""
@@ -82,6 +84,9 @@ class Counts:
             name: dict(sorted(value.items())) if isinstance(value, dict) else value
             for name, value in asdict(self).items()
         }
+
+
+_COUNTED = tuple(entry.name for entry in fields(Counts))
 
 
 @dataclass(kw_only=True)
@@ -164,3 +169,17 @@ class Manifest:
         values["dropped"] = [Shard(**s) for s in values["dropped"]]
         values["counts"] = Counts(**values["counts"])
         return cls(**values)
+
+    @classmethod
+    def read(cls, path: Path) -> "Manifest":
+        """Read a manifest.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except (ValueError, KeyError, TypeError):
+            raise DataError(
+                f"{path} is damaged; put it back, or remove {path.parent} to make it again"
+            ) from None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.config.run import PipelineConfig, RunConfig
+from data_pipeline.dedup.earlier import earlier_keys
 from data_pipeline.dedup.stages import KEYED
 from data_pipeline.folder import claim, fingerprints
 from data_pipeline.jobs import shard_inputs, shard_jobs
@@ -253,3 +254,5 @@ def _check_needs(config: PipelineConfig) -> None:
         for name in names:
             if name in STEPS:
                 step_settings(name, config)
+            else:
+                earlier_keys(getattr(getattr(config, name, None), "against", None), name, {})

@@ -10,7 +10,7 @@ and never an input. Both directions hold one row group in memory, whatever the s
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,16 @@ def from_table(table: pa.Table) -> list[Document]:
         Document(**dict(zip(names, values, strict=True)))
         for values in zip(*columns.values(), strict=True)
     ]
+
+
+def with_documents(table: pa.Table, changed: Mapping[int, Document]) -> pa.Table:
+    """Return a document table with the documents of some rows changed."""
+    if not changed:
+        return table
+    rows = np.fromiter(changed, np.int64, len(changed))
+    same = np.setdiff1d(np.arange(table.num_rows), rows)
+    both = pa.concat_tables([table.take(pa.array(same)), to_table(list(changed.values()))])
+    return both.take(pa.array(np.argsort(np.concatenate([same, rows]))))
 
 
 def with_reasons(table: pa.Table, reasons: Sequence[str]) -> pa.Table:

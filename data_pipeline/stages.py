@@ -94,7 +94,7 @@ class Stage:
         if not path.is_file():
             self._check_begun()
             return None
-        manifest = self._read(path)
+        manifest = Manifest.read(path)
         if manifest.key != self.key:
             raise DataError(
                 f"{self.folder} was made from something else: {self._difference(manifest)}; "
@@ -116,14 +116,6 @@ class Stage:
                 )
         self._clear_work()
         return manifest
-
-    def _read(self, path: Path) -> Manifest:
-        try:
-            return Manifest.from_json(path.read_text(encoding="utf-8"))
-        except (ValueError, KeyError, TypeError):
-            raise DataError(
-                f"{path} is damaged; put it back, or remove {self.folder} to make it again"
-            ) from None
 
     def _check_begun(self) -> None:
         """Raise DataError for a folder that is neither new nor that of a stage at work."""
@@ -198,8 +190,10 @@ class Stage:
             values = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):  # a crash of the machine may leave an empty file
             return None
+        if values["key"] != self.key:
+            return None
         result = TaskResult.from_dict(values["result"])
-        return result if values["key"] == self.key and result.stands_in(self.target) else None
+        return result if result.stands_in(self.target) else None
 
     def _commit(self, key: str, attempt_folder: Path, result: TaskResult) -> TaskResult:
         """Move what an attempt wrote to its place; of two attempts at a task the first one stays.

@@ -9,13 +9,22 @@ believed. What each step of a pass saw, kept and dropped is counted by itself.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from data_pipeline.document import Document, EditMap, Run, compose, identity
 from data_pipeline.manifest import ConservationError, Counts, TaskResult
-from data_pipeline.shards import Shard, from_table, read_batches, text_size, to_table
+from data_pipeline.shards import (
+    Shard,
+    from_table,
+    read_batches,
+    text_size,
+    to_table,
+    with_documents,
+)
 from data_pipeline.sink import Sink
 from data_pipeline.step import Dropped, Step, Verdict, judge_all
 from data_pipeline.steps import StepSpec, build_step
@@ -56,6 +65,8 @@ class Judged:
     """Characters deleted and inserted so far."""
     reason: str = ""
     """Why it was dropped, or nothing."""
+    touched: bool = False
+    """Whether a step has changed anything of it, dropped or not."""
 
     def settle(self, rule: str, verdict: Verdict, counts: StepCounts) -> None:
         """Take a verdict on the present text."""
@@ -63,23 +74,25 @@ class Judged:
             self.reason = verdict.reason
             if verdict.notes:
                 metadata = {**self.original.metadata, **dict(verdict.notes)}
-                self.original = replace(self.original, metadata=metadata)
+                self.original = self.original.changed(metadata=metadata)
+            self.touched = bool(verdict.notes)
             counts.dropped[verdict.reason] = counts.dropped.get(verdict.reason, 0) + 1
             return
         before, after = self.current.text, verdict.document
+        self.touched |= after is not self.current
         if after.text != before:
             count_edit(self.counts, rule, before, after.text, after.edits, verdict.deleted)
             self.edits = compose(after.edits, self.edits)
             for name, characters in verdict.deleted.items():
                 counts.deleted[name] = counts.deleted.get(name, 0) + characters
-            after = replace(after, edits=identity(after.text))
+            after = after.changed(edits=identity(after.text))
         self.current = after
         counts.documents_out += 1
 
     @property
     def document(self) -> Document:
         """The document as it stands, with its way back to the extracted text."""
-        return replace(self.current, edits=self.edits)
+        return self.current.changed(edits=self.edits)
 
 
 def apply_steps(
@@ -92,22 +105,35 @@ def apply_steps(
     tally = {name: StepCounts() for name in built}
     for table in read_batches(Path(out), shard):
         for start in range(0, table.num_rows, BATCH):
-            judged = judge(from_table(table.slice(start, BATCH)), built, tally)
-            _write(sink, judged)
+            batch = table.slice(start, BATCH)
+            _write(sink, batch, judge(from_table(batch), built, tally))
     result = sink.close()
     result.details = {"steps": {name: asdict(counts) for name, counts in tally.items()}}
     return result
 
 
-def _write(sink: Sink, judged: Sequence[Judged]) -> None:
-    kept = [entry for entry in judged if not entry.reason]
-    gone = [entry for entry in judged if entry.reason]
-    for entry in kept:
-        sink.result.counts.add(entry.counts)
-    sink.write_kept(to_table([entry.document for entry in kept]))
-    sink.write_dropped(
-        to_table([entry.original for entry in gone]), [entry.reason for entry in gone]
-    )
+def _write(sink: Sink, table: pa.Table, judged: Sequence[Judged]) -> None:
+    """Write the documents of a table, whether they go on or stop here."""
+    gone = [row for row, entry in enumerate(judged) if entry.reason]
+    kept = [row for row, entry in enumerate(judged) if not entry.reason]
+    for row in kept:
+        counts = judged[row].counts
+        if counts.deleted or counts.inserted:
+            sink.result.counts.add(counts)
+    sink.write_kept(_rows(table, judged, kept))
+    sink.write_dropped(_rows(table, judged, gone), [judged[row].reason for row in gone])
+
+
+def _rows(table: pa.Table, judged: Sequence[Judged], rows: Sequence[int]) -> pa.Table:
+    """Return some rows of a table; those that no step has touched go through as they are."""
+    touched = {
+        i: judged[row].original if judged[row].reason else judged[row].document
+        for i, row in enumerate(rows)
+        if judged[row].touched
+    }
+    if len(touched) == len(rows):
+        return to_table(list(touched.values()))
+    return with_documents(table.take(pa.array(rows, pa.int64())), touched)
 
 
 def judge(
@@ -118,7 +144,7 @@ def judge(
     A step sees a text as if nobody had edited it before, so that its own runs can be checked.
     """
     judged = [
-        Judged(document, replace(document, edits=identity(document.text)), document.edits)
+        Judged(document, document.changed(edits=identity(document.text)), document.edits)
         for document in documents
     ]
     left = judged
@@ -173,7 +199,8 @@ def count_edit(
     """
     final_end = origin_end = covered = 0
     for final, origin, length in runs:
-        same = after[final : final + length] == before[origin : origin + length]
+        inside = origin + length <= len(before)
+        same = inside and after.startswith(before[origin : origin + length], final)
         if not same or final < final_end or origin < origin_end or length <= 0:
             raise ConservationError(
                 f"{rule}: run {(final, origin, length)} does not stand in both texts"

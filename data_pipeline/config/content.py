@@ -18,10 +18,11 @@ class UrlFilterConfig:
     bundled: bool = True
     """Whether the small lists of this package (adult, gambling, link spam) apply."""
     domains: tuple[str, ...] = ()
-    """Further lists of domains, one per line or as a hosts file, plain or .gz; of a folder, the
-    files named domains. A domain blocks what is below it too."""
+    """Further lists of domains, one per line or as a hosts file, plain or .gz, .bz2, .xz, .zst; of
+    a folder, the files named domains. A domain blocks what is below it too."""
     urls: tuple[str, ...] = ()
-    """Further lists of addresses, one per line, plain or .gz; of a folder, the files named urls."""
+    """Further lists of addresses, one per line, plain or compressed; of a folder, the files named
+    urls."""
     words: tuple[str, ...] = ()
     """Further lists of words of which one between separators of the address is enough."""
     soft_words: tuple[str, ...] = ()
@@ -115,7 +116,8 @@ class BadWordsConfig:
     """File with one word or phrase per line, or folder with a file LANGUAGE.txt (or LANGUAGE) for
     each language; null leaves the rule out, and the manifest says so."""
     language: str = "en"
-    """Language of the list when it is one file; ja, th and zh match inside words."""
+    """Language of the list when it is one file, and of documents whose language nobody has
+    identified; ja, th and zh match inside words."""
     max_share: float = 0.0
     """Largest share of a page's words that may be on the list; 0 drops at the first, as C4."""
 

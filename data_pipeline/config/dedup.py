@@ -8,6 +8,8 @@ from llmtrain.errors import ConfigError
 
 Folders = str | tuple[str, ...] | None
 """One folder, several, or none."""
+SUBSTRING_MEMORY = 32
+"""Bytes of memory that a byte of a block takes while repeated substrings are looked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,8 +78,8 @@ class SubstringConfig:
     min_length: int | None = None
     """Shortest stretch that goes, in units; null means 100 bytes or 50 tokens."""
     block_bytes: int | None = None
-    """Bytes of consecutive text that are searched together; null means as many as memory_gib
-    holds. Repeats across blocks are not found."""
+    """Bytes of consecutive text that are searched together; null means a 64th of memory_gib, half
+    of what it could hold. Repeats across blocks are not found."""
 
     def __post_init__(self) -> None:
         """Refuse lengths that are none."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from data_pipeline.config.checks import check_positive
-from data_pipeline.config.run import PipelineConfig
+from data_pipeline.config.run import PipelineConfig, check_pipeline
 from llmtrain.errors import ConfigError
 
 
@@ -71,3 +71,4 @@ class EstimateConfig:
             num_workers=self.num_workers, time_limit_s=self.time_limit_s,
             sample_bytes=self.sample_bytes, read_bytes=self.read_bytes,
         )  # fmt: skip
+        check_pipeline(self.pipeline)

@@ -4,11 +4,14 @@ Limits are named like what they limit; a share is a number in [0, 1]. Null leave
 the field allows it.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from llmtrain.errors import ConfigError
+
+_CODE = re.compile("[a-z]{2,3}")
 
 
 def _check_scores(**scores: float) -> None:
@@ -49,6 +52,12 @@ class LanguageConfig:
         """Refuse scores that are none, and thresholds of languages that go anyway."""
         _check_scores(threshold=self.threshold)
         _check_scores(**{f"thresholds.{code}": score for code, score in self.thresholds.items()})
+        unknown = [code for code in self.languages if not _CODE.fullmatch(code)]
+        if unknown:
+            raise ConfigError(
+                f"languages names {unknown[0]!r}, which no identifier writes; use codes of "
+                "ISO-639-1 in lower case without region: en, de, zh"
+            )
         unused = sorted(set(self.thresholds) - set(self.languages)) if self.languages else []
         if unused:
             raise ConfigError(

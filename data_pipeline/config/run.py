@@ -5,7 +5,7 @@ What is in ``PipelineConfig`` decides bytes; what stands beside it (workers, tim
     config = load("data_run", ["pipeline=demo", "input.web=crawl", "out=corpus"], RunConfig)
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,6 +18,7 @@ from data_pipeline.config.content import (
     UrlFilterConfig,
 )
 from data_pipeline.config.dedup import (
+    SUBSTRING_MEMORY,
     ExactConfig,
     MinHashConfig,
     ParagraphConfig,
@@ -112,6 +113,72 @@ class PipelineConfig:
         check_positive(memory_gib=self.memory_gib)
 
 
+def check_pipeline(config: PipelineConfig) -> None:
+    """Raise ConfigError for settings that would do nothing, or could not do what they say."""
+    stages = [stage for stage in config.stages if stage not in config.skip]
+    problems = [
+        f"{setting} is set, but {stage} is none of stages=[{', '.join(config.stages)}]; add it "
+        "there, or leave the setting out"
+        for stage, setting in _given(config)
+        if stage not in config.stages
+    ]
+    problems += [*_without_labels(config, stages), *_too_large(config, stages)]
+    if problems:
+        raise ConfigError([f"pipeline.{problem}" for problem in problems])
+
+
+def _without_labels(config: PipelineConfig, stages: Sequence[str]) -> Iterator[str]:
+    """Yield the settings that read what an earlier stage would have to write."""
+    sources = {
+        "gopher_quality": config.gopher_quality.per_language,
+        "gopher_repetition": config.gopher_repetition.per_language,
+        "fineweb": config.fineweb.per_language,
+    }
+    for number, stage in enumerate(stages):
+        source, before = sources.get(stage), stages[:number]
+        if source is not None and "language" not in before:
+            yield (
+                f"{stage}.per_language={source} needs the language of a document, but no stage "
+                f"language runs before {stage} in stages=[{', '.join(stages)}]; put it there, or "
+                "use per_language=null"
+            )
+        scored = "quality" in before or "quality" in config.fields.metadata
+        if stage == "minhash" and config.minhash.keep == "quality" and not scored:
+            yield (
+                "minhash.keep=quality needs scores, but no stage quality runs before minhash in "
+                f"stages=[{', '.join(stages)}] and fields.metadata names no field quality; put the "
+                "stage there, or use keep=longest"
+            )
+
+
+def _too_large(config: PipelineConfig, stages: Sequence[str]) -> Iterator[str]:
+    """Yield a size that the memory of a worker does not hold."""
+    size, memory = config.substring.block_bytes or 0, int(config.memory_gib * 2**30)
+    if "substring" in stages and size * SUBSTRING_MEMORY > memory:
+        yield (
+            f"substring.block_bytes={size} takes {size * SUBSTRING_MEMORY / 2**30:.2f} GiB, more "
+            f"than memory_gib={config.memory_gib:g}; use block_bytes={memory // SUBSTRING_MEMORY} "
+            "at most"
+        )
+
+
+def _given(config: PipelineConfig) -> list[tuple[str, str]]:
+    """Return (stage, setting) of what only a user gives: files, programs, earlier runs."""
+    given = {
+        ("bad_words", "path"): config.bad_words.path,
+        ("decontaminate", "benchmarks"): config.decontaminate.benchmarks,
+        ("quality", "model"): config.quality.model,
+        ("quality", "command"): config.quality.command,
+        ("url", "against"): config.url.against,
+        ("url", "keep_keys"): config.url.keep_keys,
+        ("exact", "against"): config.exact.against,
+        ("exact", "keep_keys"): config.exact.keep_keys,
+        ("minhash", "against"): config.minhash.against,
+        ("minhash", "keep_keys"): config.minhash.keep_keys,
+    }
+    return [(stage, f"{stage}.{name}") for (stage, name), value in given.items() if value]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     """``llmtrain-data run``."""
@@ -136,6 +203,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
         check_positive(num_workers=self.num_workers, time_limit_s=self.time_limit_s)
+        check_pipeline(self.pipeline)
         if self.executor == "slurm" and self.slurm.hours * 3600 < 2 * self.time_limit_s:
             raise ConfigError(
                 f"slurm.hours={self.slurm.hours:g} leaves no room for a task of "

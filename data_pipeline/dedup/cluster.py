@@ -9,6 +9,7 @@ that shares a band with an earlier corpus goes as a whole.
     kept, edges = star_edges(records)
 """
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -41,6 +42,7 @@ from data_pipeline.dedup.sorted_runs import (
 )
 from data_pipeline.manifest import TaskResult
 from data_pipeline.shards import Shard, digest_of_file
+from llmtrain.errors import DataError
 
 Keep = Literal["longest", "newest", "quality"]
 BAND = np.dtype([("key", "<u8"), ("document", "<u4")])
@@ -51,6 +53,7 @@ RANK = np.dtype([
     ("order_hi", "<u8"), ("order_lo", "<u8"), ("id_hi", "<u8"), ("id_lo", "<u8"),
 ])  # fmt: skip
 """What decides which member of a cluster stays: the smallest."""
+_HIGHEST_SCORE = 1e12
 KNOWN = np.dtype([("document", "<u4")])
 """A document that shares a band with an earlier corpus."""
 
@@ -117,8 +120,24 @@ def _ranks(table: pa.Table, texts: Sequence[str], keep: Keep) -> Records:
 
 
 def _badness(score: str | None) -> int:
-    """Return a number that is smaller for better scores; the largest for none."""
-    return LAST_ORDER if score is None else (1 << 62) - round(float(score) * 1_000_000)
+    """Return a number that is smaller for better scores; the largest for none.
+
+    Raises:
+        DataError: the score is no number, as a field ``quality`` of a source may be.
+    """
+    if score is None:
+        return LAST_ORDER
+    try:
+        number = float(score)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(
+            "pipeline.minhash.keep=quality needs numbers, but metadata['quality'] of a document "
+            f"is {score[:60]!r}; leave that field out of pipeline.fields.metadata, or use "
+            "keep=longest"
+        )
+    return (1 << 62) - round(max(-_HIGHEST_SCORE, min(_HIGHEST_SCORE, number)) * 1_000_000)
 
 
 def reduce_bands(

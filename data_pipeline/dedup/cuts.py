@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from data_pipeline.document import Document, Run
 from data_pipeline.manifest import Counts
-from data_pipeline.shards import from_table, to_table
+from data_pipeline.shards import from_table, with_documents
 from data_pipeline.sink import Sink
 from data_pipeline.step import Dropped, Kept, Verdict
 from data_pipeline.transform import count_edit
@@ -75,13 +75,11 @@ def write_verdicts(sink: Sink, table: pa.Table, verdicts: Mapping[int, Verdict])
         sink.write_kept(table)
         return
     dropped = {row: v.reason for row, v in sorted(verdicts.items()) if isinstance(v, Dropped)}
-    changed = {row: v for row, v in sorted(verdicts.items()) if isinstance(v, Kept)}
-    sink.write_dropped(table.take(pa.array(list(dropped), pa.int64())), list(dropped.values()))
+    changed = {row: v for row, v in verdicts.items() if isinstance(v, Kept)}
+    gone = np.array(list(dropped), np.int64)
+    sink.write_dropped(table.take(pa.array(gone)), list(dropped.values()))
     for verdict in changed.values():
         sink.result.counts.add(Counts(deleted=verdict.deleted))
-    same = np.setdiff1d(np.arange(table.num_rows), np.array(list(verdicts), np.int64))
-    order = np.argsort(np.concatenate([same, np.array(list(changed), np.int64)]))
-    both = pa.concat_tables(
-        [table.take(pa.array(same)), to_table([v.document for v in changed.values()])]
-    )
-    sink.write_kept(both.take(pa.array(order)))
+    kept = np.setdiff1d(np.arange(table.num_rows), gone)
+    after = with_documents(table, {row: verdict.document for row, verdict in changed.items()})
+    sink.write_kept(after.take(pa.array(kept)))

@@ -44,7 +44,7 @@ def _keys_of(out: Path, stage: str, settings: Mapping[str, Any]) -> list[KeyFile
             f"pipeline.{stage}.against={out} has {len(found)} finished stages named {stage}, "
             f"expected one; give the output folder of a run with that stage"
         )
-    manifest = Manifest.from_json(found[0].read_text(encoding="utf-8"))
+    manifest = Manifest.read(found[0])
     for name, value in settings.items():
         if manifest.settings.get(name) != value:
             raise DataError(

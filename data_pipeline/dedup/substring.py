@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pydivsufsort
 
 from data_pipeline.compiled import compiled
+from data_pipeline.config.dedup import SUBSTRING_MEMORY
 from data_pipeline.dedup.cuts import cut, documents_at, empty, write_verdicts
 from data_pipeline.dedup.keyed import tables_of
 from data_pipeline.dedup.losers import LostPlaces, shard_sink, work_of
@@ -34,15 +35,13 @@ DEFAULT_LENGTH = {"bytes": 100, "tokens": 50}
 """Shortest repeat that goes, in units."""
 CUT = np.dtype([("shard", "<u4"), ("row", "<u4"), ("start", "<u4"), ("end", "<u4")])
 """A stretch of a document that goes, in characters."""
-_BYTES_PER_BYTE = 32
-"""Memory that a byte of a block takes while it is searched."""
 _LONE = "".join(f"{chr(low)}-{chr(high - 1)}" for low, high in LONE_RANGES)
 _TOKEN = re.compile(rf"[{_LONE}]|(?:(?![{_LONE}])\w)+|[^\w\s]")
 
 
 def default_block_bytes(memory_bytes: int) -> int:
     """Return the largest block that half of the memory can search."""
-    return max(1 << 16, memory_bytes // (2 * _BYTES_PER_BYTE))
+    return max(1 << 16, memory_bytes // (2 * SUBSTRING_MEMORY))
 
 
 @compiled

@@ -36,6 +36,7 @@ def estimate(config: EstimateConfig, executor: Executor) -> str:
         draw = draw_samples(
             files, config.pipeline.fields, scratch, sample_bytes=config.sample_bytes,
             read_bytes=config.read_bytes,
+            max_record_bytes=config.pipeline.extract.max_record_bytes,
         )  # fmt: skip
         logger.info(
             "sample: %s, %.3f %% of all, from %d of %s",
@@ -78,9 +79,7 @@ _HEAD = ("step", "in", "kept", "between", "kept %", "in the sample", "text", "dr
 
 def render(draw: Draw, found: Estimate, config: EstimateConfig) -> str:
     """Return the estimate as people read it."""
-    rows = [
-        ("step", "in", "kept", "between", "kept %", "in the sample", "text", "dropped, by reason")
-    ]
+    rows = [_HEAD]
     for step in found.steps:
         share = 100 * step.documents_out.mid / max(1.0, step.documents_in.mid)
         top = sorted(step.dropped.items(), key=lambda item: -item[1])[:3]

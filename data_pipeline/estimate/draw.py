@@ -10,7 +10,7 @@ record of any source has the same chance, and a smaller sample is a part of ever
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -73,9 +73,9 @@ class Draw:
 
 def draw_samples(
     files: Sequence[RawFile], fields: FieldsConfig, folder: Path, *, sample_bytes: int,
-    read_bytes: int,
+    read_bytes: int, max_record_bytes: int,
 ) -> Draw:  # fmt: skip
-    """Write the nested samples below ``folder``.
+    """Write the nested samples below ``folder``; longer records are read as a run reads them.
 
     Raises:
         DataError: no record was chosen.
@@ -97,7 +97,8 @@ def draw_samples(
     for source, members in sorted(chosen.items()):
         targets = [Path(sample[source]) for sample in draw.inputs]
         for number, file in enumerate(members):
-            drawn = _copy(file, number, fields, targets, share / shares[source], folder)
+            records = _records(file, fields, folder, max_record_bytes)
+            drawn = _copy(file, number, records, targets, share / shares[source])
             if drawn.chosen and file.format != "pages":
                 drawn.shards = f"{source}-{copied:05d}"
                 copied += 1
@@ -140,17 +141,17 @@ def _hash(*key: object) -> float:
 
 
 def _copy(
-    file: RawFile, number: int, fields: FieldsConfig, targets: Sequence[Path], share: float,
-    scratch: Path,
+    file: RawFile, number: int, records: Iterable[tuple[int, bytes | str]],
+    targets: Sequence[Path], share: float,
 ) -> FileDraw:  # fmt: skip
     """Copy the chosen records of one file into every sample they belong to."""
     drawn = FileDraw(source=file.source, size=file.size)
     ending = ".jsonl"
     if file.format == "warc":
-        ending = ".warc.gz" if file.path.endswith(".gz") else ".warc"
+        ending = ".warc.gz" if file.path.lower().endswith(".gz") else ".warc"
     with ExitStack() as stack:
         outputs: dict[int, IO[bytes]] = {}
-        for place, record in _records(file, fields, scratch):
+        for place, record in records:
             drawn.records += 1
             rank = _hash(file.name, place)
             if rank >= share:
@@ -178,20 +179,23 @@ def _copy_page(page: str, target: Path) -> None:
 
 
 def _records(
-    file: RawFile, fields: FieldsConfig, scratch: Path
+    file: RawFile, fields: FieldsConfig, scratch: Path, max_record_bytes: int
 ) -> Iterator[tuple[int, bytes | str]]:
     """Yield (number or offset, raw bytes of a record, or the path of a page)."""
     if file.format != "pages" and is_remote(file.path):
         file = fingerprint(file)  # the copy that is read has to be this one
     if file.format == "warc":
         with local_copy(file.path, scratch, file.sha256) as path, path.open("rb") as raw:
-            for record in read_warc(path):
-                raw.seek(record.offset)
-                yield record.offset, raw.read(record.length)
+            last = -1
+            for record in read_warc(path, max_record_bytes):
+                if record.offset != last:  # a gzip member may hold many records
+                    raw.seek(record.offset)
+                    yield record.offset, raw.read(record.length)
+                last = record.offset
     elif file.format == "pages":
         yield from enumerate(file.members)
     else:
-        for i, item in enumerate(read_text_file(file, fields, folder=scratch)):
+        for i, item in enumerate(read_text_file(file, fields, max_record_bytes, scratch)):
             yield i, _BROKEN_LINE if isinstance(item, Unreadable) else _line(item.text, fields, {
                 fields.url: item.url, fields.timestamp: item.timestamp,
                 **({fields.id: item.id} if fields.id else {}), **item.metadata,

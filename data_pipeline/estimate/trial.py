@@ -128,7 +128,7 @@ def _read(record: FolderRecord, raw_bytes: int) -> Trial:
     for stage in record.stages:
         counts = stage.manifest.counts
         for row in stage.rows:
-            if row.name == "tokenize" or row.name == "shuffle":
+            if row.name == "tokenize":
                 continue
             bytes_out = row.bytes_out or counts.bytes_out
             steps.append(TrialStep(

@@ -66,6 +66,10 @@ class TaskFailedError(RuntimeError):
     """A task failed in every attempt."""
 
 
+class TaskLostError(TaskFailedError, LLMTrainError):
+    """What ended a task in its last attempt was its time limit or the end of its worker."""
+
+
 @dataclass
 class Failures:
     """Counts how often each task has failed."""
@@ -74,8 +78,8 @@ class Failures:
     """How often one task is tried."""
     _reasons: dict[str, list[str]] = field(default_factory=dict)
 
-    def note(self, key: str, reason: str) -> None:
-        """Note that an attempt has failed.
+    def note(self, key: str, kind: str, reason: str) -> None:
+        """Note that an attempt has ``failed`` by itself, or was ``lost``.
 
         Raises:
             TaskFailedError: it was the last one.
@@ -84,7 +88,13 @@ class Failures:
         reasons.append(reason)
         logger.warning("%s: attempt %d failed: %s", key, len(reasons), _last_line(reason))
         if len(reasons) >= self.attempts:
-            raise TaskFailedError(f"{key} failed {len(reasons)} times; the last time: {reason}")
+            error = TaskLostError if kind == "lost" else TaskFailedError
+            raise error(f"{key} failed {len(reasons)} times; the last time: {reason}")
+
+
+def over_time(time_limit_s: float) -> str:
+    """Return what is said of an attempt that took too long."""
+    return f"took longer than its time limit of {time_limit_s:g} s; raise time_limit_s"
 
 
 class InlineExecutor:
@@ -177,7 +187,7 @@ class LocalExecutor:
                 elif kind == "refused":
                     raise value
                 else:
-                    failures.note(task.key, value)
+                    failures.note(task.key, kind, value)
                     waiting.appendleft(task)
 
     def _dispatch(self, waiting: deque[Task]) -> None:
@@ -229,11 +239,11 @@ class LocalExecutor:
         late = worker.process.is_alive() and worker.deadline <= time.monotonic()
         code = self._remove(worker)
         if late and not worker.taken:
-            return "failed", f"no worker began it within {_START_SECONDS:g} s"
+            return "lost", f"no worker began it within {_START_SECONDS:g} s; use fewer workers"
         if late:
-            return "failed", f"took longer than its time limit of {self.time_limit_s:g} s"
+            return "lost", over_time(self.time_limit_s)
         killed = f"signal {-code}" if code is not None and code < 0 else f"status {code}"
-        return "failed", f"worker died with {killed} (out of memory? use fewer workers)"
+        return "lost", f"worker died with {killed} (out of memory? use fewer workers)"
 
     def _remove(self, worker: _Worker) -> int | None:
         """Kill a worker and forget it; returns the exit status of its process."""

@@ -9,6 +9,7 @@ driver that dies; the same command goes on after the last finished one.
 """
 
 import logging
+import math
 import os
 import time
 from collections import deque
@@ -21,7 +22,7 @@ import ray
 from ray.exceptions import RayError
 
 from data_pipeline.config.execute import RayConfig
-from data_pipeline.execute.local import Failures, Task, answer_within
+from data_pipeline.execute.local import Failures, Task, answer_within, over_time
 from llmtrain.errors import ConfigError
 
 _STORE_BYTES = 100 << 20
@@ -44,7 +45,7 @@ class RayExecutor:
         """Join the cluster, or start one.
 
         Raises:
-            ConfigError: no cluster answers at the address.
+            ConfigError: no cluster answers at the address, or a task needs more than there is.
         """
         if ray.is_initialized():
             return self  # the caller's cluster; it is theirs to leave
@@ -55,7 +56,7 @@ class RayExecutor:
         }
         try:
             if self.config.address is None:
-                cores = max(1, round(self.num_workers * self.config.cpus_per_task))
+                cores = math.ceil(self.num_workers * self.config.cpus_per_task)
                 ray.init("local", num_cpus=cores, object_store_memory=_STORE_BYTES, **quiet)
             else:
                 ray.init(self.config.address, **quiet)
@@ -65,6 +66,7 @@ class RayExecutor:
                 "start one with `ray start --head`, or leave ray.address out to start one here"
             ) from None
         self._joined = True
+        self._check_room()
         return self
 
     def __exit__(
@@ -104,12 +106,31 @@ class RayExecutor:
                     elif kind == "refused":
                         raise value
                     else:
-                        failures.note(task.key, value)
+                        failures.note(task.key, kind, value)
                         waiting.appendleft(task)
         finally:
             for reference in running:  # nobody waits for their answers any more
                 with suppress(RayError):
                     ray.cancel(reference, force=True)
+
+    def _check_room(self) -> None:
+        """Refuse tasks that no machine here has room for; Ray would let them wait for ever."""
+        needs = {"CPU": self.config.cpus_per_task, "memory": (self.config.memory_gib or 0) * 2**30}
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if any(all(node.get(name, 0) >= needs[name] for name in needs) for node in nodes):
+            return
+        problem = (
+            f"no machine of the Ray cluster has room for a task with ray.cpus_per_task="
+            f"{self.config.cpus_per_task:g} and ray.memory_gib={self.config.memory_gib}; the "
+            f"largest has {max((node.get('CPU', 0) for node in nodes), default=0):g} cores and "
+            f"{max((node.get('memory', 0) for node in nodes), default=0) / 2**30:.1f} GiB"
+        )
+        if self.config.address is not None:  # it may grow
+            logger.warning("%s; tasks wait until one joins", problem)
+            return
+        ray.shutdown()
+        self._joined = False
+        raise ConfigError(f"{problem}: ask for less")
 
     def _remote(self) -> Callable[..., Any]:
         """Return what submits one call; Ray itself repeats nothing."""
@@ -125,6 +146,6 @@ class RayExecutor:
         except RayError as error:
             first = str(error).strip().splitlines()[0]
             if time.monotonic() - started >= self.time_limit_s:
-                return "failed", f"took longer than its time limit of {self.time_limit_s:g} s"
-            return "failed", f"its worker died ({type(error).__name__}: {first})"
+                return "lost", over_time(self.time_limit_s)
+            return "lost", f"its worker died ({type(error).__name__}: {first})"
         return answer

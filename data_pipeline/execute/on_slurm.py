@@ -26,7 +26,7 @@ import blake3
 import submitit
 
 from data_pipeline.config.execute import SlurmConfig
-from data_pipeline.execute.local import ATTEMPTS, Failures, Task, TaskFailedError
+from data_pipeline.execute.local import ATTEMPTS, Failures, Task, TaskLostError, over_time
 from data_pipeline.execute.task_queue import ServeLimits, TaskQueue, serve
 from llmtrain.errors import ConfigError
 
@@ -72,9 +72,7 @@ class SlurmExecutor:
         Raises:
             ConfigError: this machine has no Slurm.
         """
-        missing = [
-            name for name in ("sbatch", "srun", "squeue", "scancel") if not shutil.which(name)
-        ]
+        missing = [name for name in _PROGRAMS if not shutil.which(name)]
         if missing:
             raise ConfigError(
                 f"executor=slurm needs {', '.join(missing)} on this machine; run the command on a "
@@ -132,7 +130,7 @@ class SlurmExecutor:
                 elif kind == "refused":
                     raise value
                 else:
-                    self._again(waiting, name, task, value, failures)
+                    self._again(waiting, name, task, (kind, value), failures)
             if waiting and time.monotonic() >= self._next_look:
                 self._look(waiting, failures)
                 self._next_look = time.monotonic() + self.config.poll_s
@@ -144,9 +142,10 @@ class SlurmExecutor:
         self.queue.put(name, task.function, task.arguments)
 
     def _again(
-        self, waiting: dict[str, Task], name: str, task: Task, reason: str, failures: Failures
-    ) -> None:
-        failures.note(task.key, reason)
+        self, waiting: dict[str, Task], name: str, task: Task, ended: tuple[str, str],
+        failures: Failures,
+    ) -> None:  # fmt: skip
+        failures.note(task.key, *ended)
         number, _, attempt = name.partition(".")
         self._offer(waiting, task, f"{number}.{int(attempt) + 1}")
 
@@ -171,8 +170,8 @@ class SlurmExecutor:
                 self.queue.withdraw(name)
                 reason = f"its job {owner} is gone (killed, out of memory, or a node failure)"
                 if time.time() - since >= self.time_limit_s:
-                    reason = f"took longer than its time limit of {self.time_limit_s:g} s"
-                self._again(waiting, name, waiting.pop(name), reason, failures)
+                    reason = over_time(self.time_limit_s)
+                self._again(waiting, name, waiting.pop(name), ("lost", reason), failures)
         self._live = len(jobs)
         needed = min(self.num_workers, len(waiting) - len(answered)) - self._live
         if needed > 0:
@@ -184,7 +183,7 @@ class SlurmExecutor:
         if self._live == 0:
             self._barren += 1
             if self._barren > ATTEMPTS:
-                raise TaskFailedError(
+                raise TaskLostError(
                     f"{ATTEMPTS} times the jobs of Slurm ended without an answer; the last said: "
                     f"{self._last_words()}"
                 )

@@ -136,7 +136,7 @@ def serve(folder: Path, owner: str, limits: ServeLimits) -> int:
     queue = TaskQueue(folder)
     for before, (other, _) in queue.taken().items():
         if other == owner:
-            queue.answer(owner, before, ("failed", f"its job {owner} was requeued by Slurm"))
+            queue.answer(owner, before, ("lost", f"its job {owner} was requeued by Slurm"))
     started = idle_since = time.monotonic()
     served, pause = 0, _SHORTEST_PAUSE
     names: Iterator[str] = iter(())

@@ -1,6 +1,6 @@
 """Lists of words, domains and addresses in files: found, digested, and held in little memory.
 
-A list is a text file with one entry per line, plain or ``.gz``; empty lines and those that begin
+A list is a text file with one entry per line, plain or compressed; empty lines and those that begin
 with ``#`` are no entries. Whoever loads one names its digest, so a list that changes while a run
 goes on is an error. A large list is held as sorted 64-bit hashes, 8 bytes an entry: with five
 million entries, one look-up in 4e12 finds what is not there.
@@ -11,6 +11,7 @@ million entries, one look-up in 4e12 finds what is not there.
 
 import bz2
 import gzip
+import io
 import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ from typing import IO, Any, NamedTuple, cast
 import blake3
 import numpy as np
 import numpy.typing as npt
+import zstandard
 
 from data_pipeline.compiled import compiled
 from data_pipeline.text.words import mix
@@ -32,10 +34,10 @@ _HOSTS_FILE = frozenset({"0.0.0.0", "127.0.0.1", "::", "::1"})
 _CHUNK_BYTES = 1 << 20
 _BATCH = 1 << 16
 _BASE = np.uint64(0x9E3779B97F4A7C15)
-_OPENERS: dict[str, Callable[..., Any]] = {
-    ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open,
-}  # fmt: skip
-UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError)
+_ZSTD_BYTES = 1 << 14
+UNREADABLE = (
+    OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, UnicodeDecodeError,
+)  # fmt: skip
 """What reading a file of text may raise."""
 
 
@@ -107,7 +109,7 @@ def entries(
     for file in files:
         with _reading(file) as lines:
             for line in lines:
-                entry = "" if line.startswith(b"#") else normalize(line.decode("utf-8"))
+                entry = "" if line.startswith(b"#") else normalize(line.decode("utf-8-sig"))
                 if entry:
                     yield entry
 
@@ -122,17 +124,57 @@ def _reading(file: ListFile) -> Iterator[IO[bytes]]:
     except UNREADABLE as error:
         raise DataError(
             f"the list {file.path} cannot be read ({error}); expected a UTF-8 text file with one "
-            "entry per line, plain or .gz: mend it or leave it out"
+            "entry per line, plain or compressed: mend it or leave it out"
         ) from error
 
 
 def open_plain(path: Path) -> IO[bytes]:
     """Open a file that may be compressed (.gz, .bz2, .xz, .zst) for reading what is in it."""
-    if path.suffix == ".zst":
-        import zstandard
-
-        return cast(IO[bytes], zstandard.open(path, "rb"))
     return cast(IO[bytes], _OPENERS.get(path.suffix, open)(path, "rb"))
+
+
+class _ZstdFile(io.RawIOBase):
+    """What is in all frames of a file; zstandard's own reader ends at a cut without a word."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._pieces = self._inflate()
+        self._left = memoryview(b"")
+
+    def _inflate(self) -> Iterator[bytes]:
+        frames = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+        frame, data = None, b""
+        while data or (data := self._file.read(_ZSTD_BYTES)):
+            frame = frame or frames.decompressobj()
+            yield frame.decompress(data)
+            data = frame.unused_data
+            frame = None if frame.eof else frame
+        if frame is not None:
+            raise EOFError("the file ends inside a frame")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._left:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._left = memoryview(piece)
+        size = min(len(buffer), len(self._left))
+        buffer[:size] = self._left[:size]
+        self._left = self._left[size:]
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+_OPENERS: dict[str, Callable[..., Any]] = {
+    ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open,
+    ".zst": lambda path, _: io.BufferedReader(_ZstdFile(path)),
+}  # fmt: skip
 
 
 def domain_entry(line: str) -> str:
@@ -285,6 +327,6 @@ def _domain_hashes(file: ListFile) -> Iterator[npt.NDArray[np.uint64]]:
 
 def _domains_in(lines: Iterable[bytes]) -> Iterator[int]:
     for line in lines:
-        entry = domain_entry(line.decode("utf-8"))
+        entry = domain_entry(line.decode("utf-8-sig"))
         if entry:
             yield _hash_string(entry)

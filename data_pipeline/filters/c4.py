@@ -55,10 +55,11 @@ C4_VARIANTS: Mapping[str, C4Options] = {
     "fineweb": C4Options(
         min_words=3, min_sentences=5, end_marks="", cited_words=True, sentences="rules"
     ),
-    "mc4": C4Options(),
+    "mc4": C4Options(min_sentences=0),
 }
 """``c4`` as published; the others with the defaults of the tool they are named for. ``mc4`` judges
-pages by ``LongLines``; its options are those of the sentences that are counted after deduplication.
+pages by ``LongLines``, and counts no sentences after line deduplication, as in tfds: full stops
+differ by script.
 """
 
 

@@ -11,7 +11,7 @@ section 8).
 
 import functools
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,7 +81,7 @@ class Decontaminate:
         text, runs = spliced(document.text, cuts)
         deleted = {rule: sum(end - start for start, end, _ in cuts)}
         inserted = sum(len(instead) for _, _, instead in cuts)
-        noted = replace(document, metadata={**document.metadata, NOTE: note[1]})
+        noted = document.changed(metadata={**document.metadata, NOTE: note[1]})
         return Kept(noted.edited(text, runs), deleted, inserted)
 
     def findings(self, document: Document) -> list[Finding]:

@@ -11,7 +11,7 @@ import importlib.metadata
 import importlib.util
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 from data_pipeline.config.run import PipelineConfig
@@ -148,7 +148,7 @@ class IdentifyLanguage:
                 return Dropped("language.uncertain")
             if guess.language not in self.languages:
                 return Dropped(f"language.{guess.language}")
-        return Kept(replace(document, language=guess.language, language_score=guess.score))
+        return Kept(document.changed(language=guess.language, language_score=guess.score))
 
     def _threshold(self, guess: Guess) -> float:
         return dict(self.thresholds).get(guess.language, self.threshold)

@@ -3,7 +3,7 @@
 By default e-mail and public IPv4 addresses are replaced by FineWeb's placeholders
 (arXiv:2406.17557), and bank accounts, card numbers and secrets by others. Placeholders take turns
 from the first in every document, so that the text alone says what becomes of it; a text with
-placeholders only does not change.
+placeholders only does not change. What is replaced by nothing and leaves nothing goes as a whole.
 
     Pii(config)(document)  # Kept(..., deleted={"pii.email": 17}, inserted=17)
 """
@@ -97,6 +97,8 @@ class Pii:
         if not taken:
             return Kept(document)
         text, runs = spliced(document.text, taken)
+        if not text.strip():
+            return Dropped("pii.empty")
         inserted = sum(len(instead) for _, _, instead in taken)
         return Kept(document.edited(text, runs), deleted, inserted)
 

@@ -8,7 +8,7 @@ GPT-3 (arXiv:2005.14165, appendix A); the draw is a hash of its id, so it is the
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -104,7 +104,7 @@ class Quality:
         least = self._least(document)
         if least is not None and float(score) < least:
             return Dropped("quality.low", ((SCORE, score),))
-        return Kept(replace(document, metadata={**document.metadata, SCORE: score}))
+        return Kept(document.changed(metadata={**document.metadata, SCORE: score}))
 
     def _least(self, document: Document) -> float | None:
         """Return the smallest score that keeps a document."""

@@ -132,12 +132,6 @@ def _page_text(html: str, url: str, extractor: PageExtractor, max_tags: int) -> 
     return Extracted(text, extractor.extractor, metadata)
 
 
-def html_to_text(payload: bytes, content_type: str) -> str:
-    """Return the main content of a page by resiliparse."""
-    text: str = extract_plain_text(decode(payload, content_type), **_OPTIONS)
-    return text
-
-
 def media_kind(payload: bytes, content_type: str) -> str:
     """Return ``html``, ``text`` or ``other``; a payload of unstated type is looked at."""
     media_type = content_type.partition(";")[0].strip().lower()

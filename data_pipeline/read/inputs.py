@@ -66,7 +66,7 @@ class RawFile:
         """Last part of the path: what manifests show, so that they do not depend on folders."""
         if self.format == "hf":
             return self.path
-        last = PurePosixPath(self.path).name
+        last = PurePosixPath(self.path).name.encode("utf-8", "replace").decode()
         return f"{last}#{self.group:05d}" if self.format == "pages" else last
 
 
@@ -83,7 +83,8 @@ def find_raw_files(
     Messages call an input ``key``, or ``input.SOURCE``.
 
     Raises:
-        DataError: nothing matches, the same file is named twice, or the format is unknown.
+        DataError: nothing matches, the same file is named twice, the format is unknown, or two
+            pages would have one address.
     """
     found: list[RawFile] = []
     for source, patterns in sorted(inputs.items()):
@@ -94,11 +95,27 @@ def find_raw_files(
         twice = [path for path, times in paths.items() if times > 1]
         if twice:
             raise DataError(f"{said} names {twice[0]} twice; name it once")
+        _check_addresses(said, files)
         found += files
     if not found:
         example = f"{key}=PATH" if key else "input.NAME=PATH, such as input.web=crawl/*.warc.gz"
         raise DataError(f"no input given; say {example}")
     return found
+
+
+def _check_addresses(key: str, files: Sequence[RawFile]) -> None:
+    """Raise DataError if single pages of several folders are named alike below them."""
+    if len({file.path for file in files if file.format == "pages"}) < 2:
+        return
+    seen: dict[str, str] = {}
+    for file in files:
+        for path in file.members:
+            other = seen.setdefault(relative_name(path, file.path), path)
+            if other != path:
+                raise DataError(
+                    f"{key}: {other} and {path} would have one address, and the url stage would "
+                    "keep one of them; give a folder that holds both, or make them two sources"
+                )
 
 
 def _expand(source: str, key: str, name: str) -> list[RawFile]:

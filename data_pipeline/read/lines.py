@@ -35,14 +35,14 @@ def read_lines(path: Path, name: str, limit: int) -> Iterator[Line | Member]:
     Raises:
         DataError: the file is cut, or no member beside a damaged one is whole.
     """
-    lines = _Lines(limit)
-    if path.suffix not in CODECS:
+    lines, ending = _Lines(limit), path.suffix.lower()
+    if ending not in CODECS:
         with path.open("rb") as stream:
             while chunk := stream.read(_CHUNK_BYTES):
                 yield from lines.feed(chunk)
         yield lines.end()
         return
-    codec, whole = CODECS[path.suffix](), False
+    codec, whole = CODECS[ending](), False
     with ByteFile(path) as packed:
         for member in read_members(packed, codec):
             if not member.damage:

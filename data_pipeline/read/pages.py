@@ -1,7 +1,7 @@
 """Pages that lie as single files: a folder of HTML, text, Markdown or code, a group at a time.
 
-A file is named by its path below the folder that was given, as ``file:///PATH``, so that its id and
-its address do not depend on where the folder lies.
+A file is named by its path below the folder that was given, as ``file:///SOURCE/PATH``, so that its
+id and its address do not depend on where the folder lies, and pages of two sources never share one.
 
     for page in read_pages(file, max_record_bytes=16 << 20):
         ...
@@ -25,6 +25,8 @@ _HEAD_BYTES = 8192
 class Page(NamedTuple):
     """One file with its content."""
 
+    source: str
+    """Source it belongs to."""
     name: str
     """Path below the folder, with slashes."""
     kind: PageKind
@@ -37,7 +39,7 @@ class Page(NamedTuple):
     @property
     def url(self) -> str:
         """Address that names it."""
-        return f"file:///{quote(self.name)}"
+        return f"file:///{quote(self.source)}/{quote(self.name)}"
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -70,7 +72,7 @@ def read_pages(file: RawFile, max_record_bytes: int) -> Iterator[Page | Unreadab
         with open_bytes(path) as stream:
             payload = stream.read()
         digests.append(hashlib.sha256(payload).hexdigest())
-        yield Page(name, kind, payload, digests[-1])
+        yield Page(file.source, name, kind, payload, digests[-1])
     if group_digest(file, digests) != file.sha256:
         raise DataError(
             f"files of {file.path} have changed since the run began; give the command again"

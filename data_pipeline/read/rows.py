@@ -1,7 +1,7 @@
 """Documents of inputs that hold text already: JSONL, Parquet and Hugging Face datasets.
 
 What cannot be read is yielded as ``Unreadable`` with its place and its reason. A damaged member of
-a compressed file costs itself, where another one is whole; a file that is cut is refused, because a
+a compressed file costs itself, where another one is whole; one that is cut is refused, because a
 partial input is an error. Memory is that of one line, or of some megabytes of rows.
 
     for item in read_text_file(file, FieldsConfig()):
@@ -272,9 +272,9 @@ def _read_hf(file: RawFile, fields: FieldsConfig) -> Iterator[_Row]:
 
 
 def hf_fingerprint(path: str) -> tuple[str, int]:
-    """Return the fingerprint ``datasets`` keeps of ``hf:NAME``, and its rows."""
+    """Return the fingerprint ``datasets`` keeps of ``hf:NAME``, and the bytes of its table."""
     rows = _open_hf(path)
-    return f"{version('datasets')}-{rows._fingerprint}", len(rows)
+    return f"{version('datasets')}-{rows._fingerprint}", int(rows.data.nbytes)
 
 
 def _open_hf(path: str) -> Any:

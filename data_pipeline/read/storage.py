@@ -58,7 +58,7 @@ def _list_local(name: str) -> Listing:
     if os.path.isdir(name):
         found = [
             os.path.join(folder, file)
-            for folder, _, files in os.walk(name)
+            for folder, files in _walk(name)
             for file in files
             if not _hidden(os.path.relpath(os.path.join(folder, file), name))
         ]
@@ -67,6 +67,21 @@ def _list_local(name: str) -> Listing:
         return Listing(os.path.dirname(name), [name], False)
     found = sorted(p for p in glob.glob(name, recursive=True) if os.path.isfile(p))
     return Listing(_fixed_part(name), found, False)
+
+
+def _walk(name: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield (folder, its files) of a tree; links are followed, but never into what holds them."""
+    above = {name: frozenset((os.path.realpath(name),))}
+    for folder, below, files in os.walk(name, followlinks=True):
+        held, places = above.pop(folder), []
+        for entry in below:
+            place = os.path.join(folder, entry)
+            real = os.path.realpath(place)
+            if real not in held:
+                above[place] = held | {real}
+                places.append(entry)
+        below[:] = places
+        yield folder, files
 
 
 def _list_remote(key: str, name: str) -> Listing:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.manifest import Counts, Manifest
+from data_pipeline.report.record import by_size
 from data_pipeline.stages import replace_file
 
 _TOP_REASONS = 3
@@ -46,8 +47,8 @@ def make_row(stage: str, counts: Counts, seconds: float) -> FunnelRow:
     """Return the row of a stage."""
     return FunnelRow(
         stage=stage, documents_in=counts.documents_in, documents_out=counts.documents_out,
-        dropped=_by_size(counts.dropped), quarantined=_by_size(counts.quarantined),
-        deleted=_by_size(counts.deleted), text_bytes=counts.bytes_out, tokens=counts.tokens,
+        dropped=by_size(counts.dropped), quarantined=by_size(counts.quarantined),
+        deleted=by_size(counts.deleted), text_bytes=counts.bytes_out, tokens=counts.tokens,
         seconds=seconds,
     )  # fmt: skip
 
@@ -68,16 +69,12 @@ def make_rows(manifest: Manifest, timing: Mapping[str, Any]) -> list[FunnelRow]:
     return [
         FunnelRow(
             stage=f"{number}-{name}", documents_in=counts["documents_in"],
-            documents_out=counts["documents_out"], dropped=_by_size(counts["dropped"]),
-            quarantined={}, deleted=_by_size(counts["deleted"]), text_bytes=counts["bytes_out"],
+            documents_out=counts["documents_out"], dropped=by_size(counts["dropped"]),
+            quarantined={}, deleted=by_size(counts["deleted"]), text_bytes=counts["bytes_out"],
             tokens=0, seconds=seconds * used.get(name, 0.0) / total,
         )
         for name, counts in ((name, steps[name]) for name in names.split("+") if name in steps)
     ]  # fmt: skip
-
-
-def _by_size(numbers: dict[str, int]) -> dict[str, int]:
-    return dict(sorted(numbers.items(), key=lambda item: (-item[1], item[0])))
 
 
 def write_funnel(out: Path, rows: Sequence[FunnelRow]) -> None:

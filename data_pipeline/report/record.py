@@ -127,7 +127,7 @@ def read_folder(path: Path) -> FolderRecord:
     """Read the manifests of a pipeline's folder.
 
     Raises:
-        DataError: it is none, or nothing in it is finished.
+        DataError: it is none, nothing in it is finished, or what it says of itself is damaged.
     """
     settings_path = path / "pipeline.json"
     begun = _json(settings_path)
@@ -141,7 +141,7 @@ def read_folder(path: Path) -> FolderRecord:
     stages: list[StageRecord] = []
     before: Mapping[str, int] = {}
     for manifest_path in paths:
-        manifest = Manifest.from_json(manifest_path.read_text(encoding="utf-8"))
+        manifest = Manifest.read(manifest_path)
         timing = _json(manifest_path.with_name("timing.json"))
         stages.append(StageRecord(
             manifest=manifest, seconds=float(timing.get("seconds", 0.0)),
@@ -217,5 +217,8 @@ def _json(path: Path) -> dict[str, Any]:
     """Content of a JSON file; empty where there is none."""
     if not path.is_file():
         return {}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise DataError(f"{path} is damaged; put it back, or remove it") from None
     return content

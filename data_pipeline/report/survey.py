@@ -33,6 +33,7 @@ LARGEST_CLUSTERS = 5
 """Clusters that are remembered by name."""
 _COLUMNS = ("text", "url", "language", "language_score", "cluster", "cluster_size", "metadata")
 _HOST = r"^[A-Za-z][A-Za-z0-9+.\-]*://(?:[^/?#@]*@)?(?:www\.)?(?P<host>[^/?#:]+)"
+_NUMBER = r"^[+-]?[0-9]+(\.[0-9]*)?$"
 _IS_SPACE = np.isin(np.arange(256), [9, 10, 11, 12, 13, 28, 29, 30, 31, 32])
 """Whether a byte of UTF-8 is white space; wider white space is taken for a character."""
 
@@ -137,9 +138,9 @@ def _add(survey: Survey, source: str, table: pa.Table) -> None:
     scores = _numbers(labelled.column("language_score"))
     _count(survey.language_scores, source, _score_bins(scores), SCORE_BINS)
     quality = pc.map_lookup(table.column("metadata"), "quality", "first").drop_null()
-    _count(
-        survey.quality_scores, source, _score_bins(_numbers(quality.cast(pa.float64()))), SCORE_BINS
-    )
+    quality = quality.filter(pc.match_substring_regex(quality, _NUMBER))  # a source may have words
+    scores = _numbers(quality.cast(pa.float64()))
+    _count(survey.quality_scores, source, _score_bins(scores), SCORE_BINS)
     sizes = _numbers(table.column("cluster_size"))
     bins = np.log2(np.maximum(sizes, 1)).astype(np.int64)
     _count(survey.cluster_sizes, source, bins, SIZE_BINS)

@@ -66,7 +66,7 @@ def find_documents(
     """
     first = record.stages[0].manifest
     key = normalize_c4(url or "")
-    column, text = ("url", key) if doc is None else ("id", doc)
+    column, text = ("url", _host(key)) if doc is None else ("id", doc)
 
     def fits(row: dict[str, str]) -> bool:
         return normalize_c4(row["url"]) == key if doc is None else row["id"].startswith(doc)
@@ -156,13 +156,21 @@ def _like(table: pa.Table, gone: Document, kind: str) -> Sequence[int]:
     """Rows of documents that may be the one that stayed."""
     if kind == "url":
         key = normalize_c4(gone.url)
-        match = pc.match_substring(table.column("url"), pattern=key)
+        match = pc.match_substring(table.column("url"), pattern=_host(key))
         urls = table.column("url").to_pylist()
         return [i for i in _rows(match) if normalize_c4(urls[i]) == key]
     if kind == "exact":
         lengths = pc.utf8_length(table.column("text"))
         return _rows(pc.equal(lengths, pa.scalar(len(gone.text), lengths.type)))
     return _rows(pc.equal(table.column("cluster"), gone.cluster)) if gone.cluster else []
+
+
+def _host(key: str) -> str:
+    """The part of a normalised address that stands in every address it is made from.
+
+    What follows may have lost the scheme of an address inside it, as archives have them.
+    """
+    return key.partition("/")[0]
 
 
 def _rows(mask: pa.ChunkedArray) -> list[int]:

@@ -16,7 +16,7 @@ SentenceCounter = Callable[[str, int], int]
 """Takes a text and the number above which counting is pointless."""
 
 _WORD = re.compile(r"\w")
-_BREAK = re.compile(r"([.?!]+)[\"'’”)\]}]*\s+(?=(\S))")
+_BREAK = re.compile(r"(?<![.?!])([.?!]++)[\"'’”)\]}]*+\s+(?=(\S))")
 _LAST_WORD = re.compile(r"\w+(?:\.\w+)*\Z")
 _ABBREVIATIONS = (
     "al apr aug capt cf co col corp dec dept dr ed eds est feb fig gen jan jul jun ltd mr mrs ms "

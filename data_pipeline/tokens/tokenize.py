@@ -265,10 +265,12 @@ def to_records(table: pa.Table) -> pa.Table:
 
 def _counted(file: RawFile, fields: FieldsConfig, counts: Counts) -> Iterator[Document]:
     for item in read_text_file(file, fields):
-        counts.documents_in += 1
         if isinstance(item, Unreadable):
-            counts.quarantined["unreadable"] = counts.quarantined.get("unreadable", 0) + 1
+            counts.documents_in += item.records
+            lost = counts.quarantined.get("unreadable", 0)
+            counts.quarantined["unreadable"] = lost + item.records
             continue
+        counts.documents_in += 1
         counts.characters_in += len(item.text)
         counts.bytes_in += len(item.text.encode())
         if item.text:

@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.errors import DataError
-from llmtrain.tokenizer.files import CONFIG_FILE, JSON_FILE, content_hash, write_trained
+from llmtrain.tokenizer.files import (
+    CONFIG_FILE,
+    JSON_FILE,
+    content_hash,
+    read_object,
+    write_trained,
+)
 from llmtrain.tokenizer.patterns import PatternName, pattern
 from llmtrain.tokenizer.texts import Sample, no_utf8
 
@@ -70,7 +76,7 @@ class JsonTokenizer:
 
     def _find_eos(self, path: Path) -> int:
         config = path.with_name(CONFIG_FILE)
-        named = json.loads(config.read_text()).get("eos_token") if config.is_file() else None
+        named = read_object(config).get("eos_token") if config.is_file() else None
         if isinstance(named, dict):
             named = named.get("content")
         for piece in (named,) if named else _USUAL_EOS:

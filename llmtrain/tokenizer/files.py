@@ -16,6 +16,8 @@ from typing import Any
 
 import blake3
 
+from llmtrain.errors import DataError
+
 MODEL_FILE = "tokenizer.model"
 JSON_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -26,6 +28,21 @@ META_FILE = "llmtrain_tokenizer.json"
 def content_hash(content: bytes) -> str:
     """blake3 hex of the bytes that define a tokenizer; token stores keep it."""
     return str(blake3.blake3(content).hexdigest())
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        DataError: it holds none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON ({error}); copy it again") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path} is no JSON object; copy it again")
+    return found
 
 
 def write_trained(folder: Path, files: Mapping[str, bytes], meta: Mapping[str, Any]) -> None:

@@ -9,14 +9,19 @@ here. ``load`` opens SentencePiece models, Hugging Face ``tokenizer.json`` and t
     tokenizer.decode(tokenizer.encode("one\n  two")) == "one\n  two"
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
 from llmtrain.errors import DataError
 from llmtrain.tokenizer.byte_level import JsonTokenizer, train_byte_bpe
-from llmtrain.tokenizer.files import JSON_FILE, META_FILE, MODEL_FILE, RANKS_SUFFIX
+from llmtrain.tokenizer.files import (
+    JSON_FILE,
+    META_FILE,
+    MODEL_FILE,
+    RANKS_SUFFIX,
+    read_object,
+)
 from llmtrain.tokenizer.patterns import PatternName
 from llmtrain.tokenizer.ranks import RanksTokenizer
 from llmtrain.tokenizer.sentence_piece import SentencePieceTokenizer, train_sentencepiece
@@ -82,7 +87,7 @@ def load(path: Path | str) -> Tokenizer:
     else:
         tokenizer = SentencePieceTokenizer(found.read_bytes(), str(found))
     meta = found.with_name(META_FILE)
-    if meta.is_file() and json.loads(meta.read_text()).get("hash") != tokenizer.hash:
+    if meta.is_file() and read_object(meta).get("hash") != tokenizer.hash:
         raise DataError(
             f"{found} was changed after it was trained: its hash is not the one in {meta}; "
             "restore it or train it again"

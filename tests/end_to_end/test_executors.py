@@ -201,7 +201,7 @@ def test_missing_package_is_named_with_its_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.delitem(sys.modules, f"data_pipeline.execute_{executor}", raising=False)
+    monkeypatch.delitem(sys.modules, f"data_pipeline.execute.on_{executor}", raising=False)
     assert main([*configure(crawl, tmp_path / "out"), f"executor={executor}"]) == 2
     said = capsys.readouterr().err
     assert f"needs the package {package}, which is not installed" in said

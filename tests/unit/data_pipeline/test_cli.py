@@ -75,6 +75,7 @@ def test_help_imports_nothing_heavy() -> None:
             ["run", "input.s={empty}", "out={out}"],
             "no document is left after 00-extract: 0",
         ),
+        (["explain", "out=absent", "doc=123456"], "absent holds no finished stage"),
         (["verify", "store=absent"], "absent does not exist"),
         (["tokenizer", "input={text}", "out={text}"], "a file stands where a folder has to be"),
         (["tokenize", "input={text}", "tokenizer=absent", "out={out}"], "holds no tokenizer"),
@@ -95,6 +96,16 @@ def test_wrong_input_is_one_message_and_status_2(
     shown = capsys.readouterr().err
     assert message in shown
     assert "Traceback" not in shown
+
+
+def test_what_later_stages_need_is_told_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "Hello."}\n')
+    given = [f"input.s={tmp_path}", f"out={tmp_path / 'out'}", "pipeline.url.against=absent"]
+    assert main(["run", *given]) == 2
+    assert "pipeline.url.against=absent has 0 finished stages" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("package", ["fastwarc", "resiliparse", "punkt", "pyarrow"])

@@ -165,13 +165,22 @@ def test_one_document_per_cluster_stays(
 def test_documents_without_a_score_or_time_come_last(tmp_path: Path) -> None:
     text = "the same words stand here and are the same"
     documents = [
-        document(1, text + " longer"), document(2, text, metadata={"quality": "-3.5"}),
+        document(1, text + " longer"), document(2, text, metadata={"quality": "-1e300"}),
         document(3, text, timestamp="1999-01-01"),
     ]  # fmt: skip
     for keep, stays in (("quality", 2), ("newest", 3), ("longest", 1)):
         config = MinHashConfig(keep=keep)  # type: ignore[arg-type]
         outcome = run_stage(tmp_path / keep, "minhash", documents, 2, minhash=config)
         assert outcome.ids == [stays]
+
+
+@pytest.mark.parametrize(("score", "message"), [("good", "is 'good'"), ("nan", "is 'nan'")])
+def test_scores_that_are_none_are_refused(score: str, message: str, tmp_path: Path) -> None:
+    documents = [document(1, "some words", metadata={"quality": score})]
+    with pytest.raises(DataError, match=message):
+        run_stage(tmp_path, "minhash", documents, 2, minhash=MinHashConfig(keep="quality"))
+    outcome = run_stage(tmp_path / "longest", "minhash", documents, 2)
+    assert outcome.ids == [1]
 
 
 @pytest.mark.parametrize(("rows", "memory_gib"), [(4, 4.0), (30, TINY)])

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from data_pipeline.config.dedup import ExactConfig, SpanConfig, UrlDedupConfig
+from data_pipeline.config.rules import C4Config
 from data_pipeline.dedup.keyed import settle
 from data_pipeline.dedup.keys import RECORD, page_order, span_keys
 from data_pipeline.dedup.losers import line_ranges
 from data_pipeline.dedup.url import normalize_c4
 from data_pipeline.document import Document
 from data_pipeline.text.sentence_spans import sentence_spans
+from data_pipeline.text.sentences import rule_sentences
 from llmtrain.errors import DataError
 from tests.dedup_corpus import document, run_stage
 
@@ -154,6 +156,14 @@ def test_a_line_stays_in_the_page_with_the_smallest_md5(tmp_path: Path) -> None:
     assert set(outcome.reasons.values()) == {"line_dedup.few_sentences", "line_dedup.empty"}
 
 
+def test_pages_without_full_stops_stay_under_the_rule_of_mc4(tmp_path: Path) -> None:
+    chinese = [document(i, f"第{i}页" + "这是一个很长的句子。" * 3) for i in range(3)]
+    strict = run_stage(tmp_path / "c4", "line_dedup", chinese, 1)
+    assert set(strict.reasons.values()) == {"line_dedup.few_sentences"}
+    outcome = run_stage(tmp_path / "mc4", "line_dedup", chinese, 1, c4=C4Config(variant="mc4"))
+    assert outcome.texts == {i: page.text for i, page in enumerate(chinese)}
+
+
 @pytest.mark.parametrize(
     ("gone", "expected"),
     [
@@ -181,6 +191,15 @@ def test_page_order_is_md5_of_the_normalised_address() -> None:
 )
 def test_sentences_follow_one_another_without_a_gap(text: str, expected: list[str]) -> None:
     assert [text[start:end] for start, end in sentence_spans(text)] == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["." * 200_000 + "x", "a" + "?!" * 100_000, ('."' * 100_000) + "x"]
+)
+def test_a_long_row_of_marks_takes_no_longer_than_any_other_text(text: str) -> None:
+    start = time.process_time()
+    assert len(sentence_spans(text)) == rule_sentences(text, 3) == 1
+    assert time.process_time() - start < 1.0
 
 
 def test_three_sentences_that_stand_elsewhere_go(tmp_path: Path) -> None:

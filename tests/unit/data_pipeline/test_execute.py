@@ -13,9 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline.dedup.minhash import MinHasher
-from data_pipeline.execute.local import LocalExecutor, Task, TaskFailedError, answer_within
+from data_pipeline.execute.local import (
+    LocalExecutor,
+    Task,
+    TaskFailedError,
+    TaskLostError,
+    answer_within,
+)
 from data_pipeline.execute.worker_memory import own_bytes
-from llmtrain.errors import ConfigError, DataError
+from llmtrain.errors import ConfigError, DataError, LLMTrainError
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +120,7 @@ def test_killed_workers_are_replaced(executor: LocalExecutor, tmp_path: Path) ->
 
 
 def test_third_death_stops_the_run(executor: LocalExecutor) -> None:
-    with pytest.raises(TaskFailedError, match=r"doomed failed 3 times.*signal 9"):
+    with pytest.raises(TaskLostError, match=r"doomed failed 3 times.*signal 9"):
         executor.run([Task("doomed", always_die, {})], lambda *_: None)
     assert collect(executor, [Task("after", square, {"x": 3})]) == {"after": 9}
 
@@ -141,6 +147,11 @@ def test_faults_are_tried_again_and_wrong_input_is_not(
     ):
         executor.run([Task("t", function, {"folder": str(tmp_path)})], lambda *_: None)
     assert (tmp_path / file).read_text() == "x" * attempts
+
+
+def test_only_what_is_no_fault_of_ours_is_one_sentence() -> None:
+    assert issubclass(TaskLostError, LLMTrainError)
+    assert not issubclass(TaskFailedError, LLMTrainError)
 
 
 def test_answers_to_a_run_that_failed_do_not_count_in_the_next(tmp_path: Path) -> None:

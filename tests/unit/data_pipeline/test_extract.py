@@ -11,7 +11,6 @@ from data_pipeline.read.extract import (
     MAX_DEPTH,
     NO_EXTRACTOR,
     Extracted,
-    html_to_text,
     media_kind,
     payload_text,
 )
@@ -30,8 +29,14 @@ over two lines &amp; <b>bold</b>.</p><p>The second.<br>After a break.</p>
 <footer>Footer text</footer></body></html>"""
 
 
+def text_of(payload: bytes) -> str:
+    extracted = payload_text(payload, "text/html; charset=utf-8")
+    assert isinstance(extracted, Extracted)
+    return extracted.text
+
+
 def test_blocks_come_out_as_lines_without_what_surrounds_the_content() -> None:
-    text = html_to_text(PAGE.encode(), "text/html; charset=utf-8")
+    text = text_of(PAGE.encode())
     assert text.splitlines() == [
         "A heading",
         "",
@@ -106,7 +111,7 @@ def test_what_means_nothing_becomes_the_replacement_character() -> None:
     assert (
         text == "ab\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}cd \N{REPLACEMENT CHARACTER}"
     )
-    surrogate = html_to_text(b"<p>a&#xD800;b&#0;c\x00d</p>", "text/html")
+    surrogate = text_of(b"<p>a&#xD800;b&#0;c\x00d</p>")
     assert surrogate.encode("utf-8")
     assert "\x00" not in surrogate
 

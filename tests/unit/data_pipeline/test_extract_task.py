@@ -154,10 +154,10 @@ def test_a_folder_of_pages_becomes_documents(tmp_path: Path) -> None:
     result = extract_input(tmp_path, str(folder), max_record_bytes=1000)
     found = {d.url: d for d in read_documents(tmp_path, result.shards[0])}
     assert {url: (d.text, d.metadata) for url, d in found.items()} == {
-        "file:///a.html": ("Page one.", {"kind": "html", "title": "A"}),
-        "file:///sub/b%20%C3%BC.md": ("# Heading\n\ntext", {"kind": "markdown"}),
-        "file:///c.py": ("def c(): ...\n", {"kind": "code", "code_language": "python"}),
-        "file:///d.txt": ("Übung", {"kind": "text"}),
+        "file:///s/a.html": ("Page one.", {"kind": "html", "title": "A"}),
+        "file:///s/sub/b%20%C3%BC.md": ("# Heading\n\ntext", {"kind": "markdown"}),
+        "file:///s/c.py": ("def c(): ...\n", {"kind": "code", "code_language": "python"}),
+        "file:///s/d.txt": ("Übung", {"kind": "text"}),
     }
     assert result.counts.dropped == {"extract.not_text": 1}
     (entry,) = quarantined(tmp_path, result)

@@ -10,6 +10,7 @@ import pytest
 from data_pipeline.config.extract import FieldsConfig
 from data_pipeline.document import Document
 from data_pipeline.read.inputs import RawFile, find_raw_files, fingerprint, identity_of
+from data_pipeline.read.pages import Page, read_pages
 from data_pipeline.read.rows import read_text_file
 from data_pipeline.read.storage import local_copy
 from llmtrain.errors import DataError
@@ -57,8 +58,36 @@ def test_file_named_twice_is_refused(tmp_path: Path) -> None:
         find_raw_files({"s": (path, path)})
 
 
+def test_pages_that_would_have_one_address_are_refused(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "index.html").write_text(f"<p>{folder}")
+    both = (str(tmp_path / "a"), str(tmp_path / "b"))
+    with pytest.raises(
+        DataError, match=r"a/index\.html and .*b/index\.html would have one address"
+    ):
+        find_raw_files({"s": both})
+    assert len(find_raw_files({"s": str(tmp_path)})) == 1
+    files = find_raw_files(dict(zip("xy", both, strict=True)))
+    pages = [page for file in map(fingerprint, files) for page in read_pages(file, 1000)]
+    assert [page.url for page in pages if isinstance(page, Page)] == [
+        "file:///x/index.html", "file:///y/index.html",
+    ]  # fmt: skip
+
+
+def test_linked_folders_are_read_and_circles_end(tmp_path: Path) -> None:
+    for folder in ("crawl/sub", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a.jsonl").write_bytes(LINES)
+    (tmp_path / "crawl" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "crawl" / "sub" / "up").symlink_to(tmp_path / "crawl")
+    found = [file.path for file in find_raw_files({"s": str(tmp_path / "crawl")})]
+    assert found == [str(tmp_path / "crawl" / name / "a.jsonl") for name in ("linked", "sub")]
+
+
 def test_names_in_manifests_hold_no_folder(tmp_path: Path) -> None:
     assert RawFile(source="s", path=str(tmp_path / "a.jsonl"), format="jsonl").name == "a.jsonl"
+    assert RawFile(source="s", path="/caf\udce9.jsonl", format="jsonl").name == "caf?.jsonl"
 
 
 def test_a_folder_of_pages_is_read_in_groups(

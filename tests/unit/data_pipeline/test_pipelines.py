@@ -1,11 +1,15 @@
 """The pipelines in ``conf/pipeline``: each loads, its steps build, and it is what it says."""
 
+import re
+
 import pytest
 
+from data_pipeline.config.report import EstimateConfig
 from data_pipeline.config.run import PipelineConfig, RunConfig
 from data_pipeline.document import Document
 from data_pipeline.steps import STEPS, build_step, step_settings, step_spec
 from llmtrain.config.load import config_root, load, options
+from llmtrain.errors import ConfigError
 
 PIPELINES = options("pipeline")
 TEXT = "The old captain remembered the long winter, and the boats that never came back."
@@ -55,6 +59,34 @@ def test_norwegian_is_a_language_and_not_a_truth_value() -> None:
     languages = pipeline("c4_multilingual").language.languages
     assert "no" in languages
     assert len(set(languages)) == len(languages) > 80
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["pipeline=c4", "pipeline.minhash.against=old"], "minhash.against is set, but minhash "),
+        (["pipeline=fineweb", "pipeline.bad_words.path=x"], "bad_words.path is set, but bad_words"),
+        (["pipeline=demo", "pipeline.decontaminate.benchmarks={a: b}"], "decontaminate.benchmarks"),
+        (["pipeline=demo", "pipeline.minhash.keep=quality"], "minhash.keep=quality needs scores"),
+        (["pipeline=redpajama", "pipeline.skip=[language]"], "quality.per_language=fineweb2"),
+        (
+            ["pipeline=demo", "pipeline.stages=[substring]",
+             "pipeline.substring.block_bytes=100000000"],
+            "substring.block_bytes=100000000 takes 2.98 GiB, more than memory_gib=1",
+        ),
+        (["pipeline=demo", "pipeline.language.languages=[en,zh-CN]"], "languages names 'zh-CN'"),
+    ],
+)  # fmt: skip
+def test_settings_that_would_do_nothing_are_refused(overrides: list[str], message: str) -> None:
+    for root, section in (("data_run", RunConfig), ("data_estimate", EstimateConfig)):
+        more = ["out=x"] if section is RunConfig else ["input.a=b"]
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            load(root, [*overrides, *more], section)
+
+
+def test_scores_may_come_from_the_source() -> None:
+    config = pipeline("demo", "pipeline.minhash.keep=quality", "pipeline.fields.metadata=[quality]")
+    assert config.minhash.keep == "quality"
 
 
 def test_a_step_is_toggled_and_tuned_by_override() -> None:

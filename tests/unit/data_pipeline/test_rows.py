@@ -54,12 +54,21 @@ def test_formats_give_the_same_documents(name: str, tmp_path: Path) -> None:
     assert [d.id for d in documents] == [d.id for d in read(write(tmp_path, "b.jsonl"), id="key")]
 
 
+@pytest.mark.parametrize("name", ["A.JSONL", *(f"A.JSONL{end.upper()}" for end in PACK)])
+def test_case_of_an_ending_means_nothing(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(PACK.get(Path(name).suffix.lower(), bytes)(LINES))
+    documents, lost = split(read(tmp_path / name))
+    assert (len(documents), lost) == (len(ROWS), [])
+
+
 def test_datasets_folder_is_read(tmp_path: Path) -> None:
     import datasets
 
     folder = tmp_path / "saved"
     datasets.Dataset.from_list(ROWS).save_to_disk(str(folder))
     documents = read(f"hf:{folder}")
+    (file,) = map(fingerprint, find_raw_files({"s": f"hf:{folder}"}))
+    assert file.size > sum(len(row["text"]) for row in ROWS)  # bytes, not rows
     assert [d.text for d in documents] == [row["text"] for row in ROWS]
     with pytest.raises(DataError, match="does not open as a dataset"):
         read(f"hf:{tmp_path / 'absent'}")

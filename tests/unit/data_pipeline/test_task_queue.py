@@ -82,7 +82,7 @@ def test_job_that_was_requeued_hands_in_what_it_had(queue: TaskQueue) -> None:
     assert queue.take("mine", iter(["1.1"])) == "1.1"
     assert queue.take("other", iter(["2.1"])) == "2.1"
     assert serve(queue.folder, "mine", LIMITS) == 0
-    assert answers(queue) == {"1.1": ("failed", "its job mine was requeued by Slurm")}
+    assert answers(queue) == {"1.1": ("lost", "its job mine was requeued by Slurm")}
     assert list(queue.taken()) == ["2.1"]
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline.cli import main
@@ -299,6 +301,20 @@ def test_raw_files(tmp_path: Path, tokenizer: Path, raw: list[RawFile], shuffle:
         for i in range(store.num_documents)
     }
     assert texts == set(map(text_of, range(NUMBER)))
+
+
+def test_every_row_of_a_lost_row_group_is_counted(tmp_path: Path, tokenizer: Path) -> None:
+    path = tmp_path / "a.parquet"
+    rows = pa.Table.from_pylist([{"text": text_of(i) * 9} for i in range(30)])
+    pq.write_table(rows, path, row_group_size=10, compression="zstd")
+    place = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    content = bytearray(path.read_bytes())
+    content[place : place + 40] = bytes(40)
+    path.write_bytes(content)
+    files = [fingerprint(file) for file in find_raw_files({"s": str(path)})]
+    counts = store_files(tmp_path / "out", tokenizer, files).counts
+    assert counts.documents_in == 30
+    assert counts.quarantined == {"unreadable": 10}
 
 
 def test_another_tokenizer_in_a_worker_is_refused(tokenizer: Path) -> None:

@@ -118,6 +118,9 @@ def test_eos_of_a_foreign_json(folder: Path, tmp_path: Path) -> None:
     (tmp_path / CONFIG_FILE).write_text('{"eos_token": "<|im_end|>"}')
     with pytest.raises(DataError, match=r"has no end-of-text piece \(<\|im_end\|>\)"):
         load(path)
+    (tmp_path / CONFIG_FILE).write_text("[]")
+    with pytest.raises(DataError, match=r"tokenizer_config\.json is no JSON object; copy it again"):
+        load(path)
     path.write_text("{}")
     with pytest.raises(DataError, match=r"is not a tokenizer.json"):
         load(path)

@@ -124,6 +124,9 @@ def test_nothing_there_damaged_or_changed(folder: Path, tmp_path: Path) -> None:
     assert other.hash != load(folder).hash
     with pytest.raises(DataError, match="was changed after it was trained"):
         load(tmp_path)
+    (tmp_path / META_FILE).write_text("{")
+    with pytest.raises(DataError, match=r"llmtrain_tokenizer\.json is no JSON \(.*; copy it again"):
+        load(tmp_path)
 
 
 def test_lone_surrogate(tokenizer: Tokenizer) -> None:

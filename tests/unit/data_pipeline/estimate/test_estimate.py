@@ -39,7 +39,7 @@ def draw(inputs: dict[str, str], scratch: Path, sample: float, read: float = 1.0
     total = sum(Path(file.path).stat().st_size for file in files)
     return draw_samples(
         files, FieldsConfig(), scratch, sample_bytes=int(sample * total),
-        read_bytes=int(read * total),
+        read_bytes=int(read * total), max_record_bytes=10_000_000,
     )  # fmt: skip
 
 
@@ -81,6 +81,25 @@ def test_every_source_has_the_same_chance_when_some_files_are_read(tmp_path: Pat
     lines = Path(drawn.inputs[-1]["one"], "00000.jsonl").read_text().splitlines()
     assert len(lines) == chosen["one"]
     assert all(json.loads(line)["text"].startswith("line ") for line in lines)
+
+
+def test_a_member_that_holds_a_whole_crawl_is_copied_once(
+    crawl: dict[str, str], tmp_path: Path
+) -> None:
+    (path, *_) = sorted(Path(crawl["north"]).glob("*.warc.gz"))
+    packed = tmp_path / "one.warc.gz"
+    packed.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), mtime=0))
+    drawn = draw({"s": str(packed)}, tmp_path / "scratch", sample=1.0)
+    (copy,) = Path(drawn.inputs[-1]["s"]).iterdir()
+    assert copy.read_bytes() == packed.read_bytes()
+
+
+def test_lines_are_read_up_to_the_limit_of_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": "x" * 9_000_000}) + "\n")
+    drawn = draw({"s": str(path)}, tmp_path / "scratch", sample=1.0)
+    (copy,) = Path(drawn.inputs[-1]["s"]).iterdir()
+    assert len(json.loads(copy.read_text())["text"]) == 9_000_000
 
 
 def test_files_of_pages_are_copied(tmp_path: Path) -> None:

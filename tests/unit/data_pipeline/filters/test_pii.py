@@ -221,6 +221,8 @@ def test_kinds_may_drop_documents_or_be_left_alone() -> None:
     assert findings["pii.email"].value == 1
     assert findings["pii.email"].passed
     assert not findings["pii.ip"].passed
+    step = Pii(PiiConfig(email_replacements=("",)))
+    assert step(document(" jo@example.net ")) == Dropped("pii.empty")
     with pytest.raises(ConfigError, match="email_replacements is empty"):
         PiiConfig(email_replacements=())
     assert PII.build(config=ALL).name == "pii"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 
 from data_pipeline.config.content import UrlFilterConfig
 from data_pipeline.config.run import PipelineConfig
@@ -148,6 +149,21 @@ def test_lists_are_refused_in_one_sentence(tmp_path: Path) -> None:
         list(entries(files))
 
 
+def test_lists_are_read_from_every_frame_of_zstd_and_refused_where_one_is_damaged(
+    tmp_path: Path,
+) -> None:
+    frames = [zstandard.compress(f"{name}.example\n".encode() * 9) for name in "ab"]
+    path = tmp_path / "list.zst"
+    path.write_bytes(b"".join(frames))
+    files = list_files([str(path)], "domains")
+    assert set(entries(files)) == {"a.example", "b.example"}
+    assert len(HashedSet.of_domains(files)) == 2
+    for damaged in (frames[0] + frames[1][:-3], frames[0] + b"none" * 9):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"list\.zst cannot be read \(.+\)"):
+            list(entries(list_files([str(path)], "domains")))
+
+
 def test_the_manifest_names_every_list(lists: UrlFilterConfig, tmp_path: Path) -> None:
     config = PipelineConfig(stages=(), url_filter=lists)
     before = URL_FILTER.settings(config)
@@ -172,8 +188,8 @@ def test_plain_and_odd_lines_make_one_set(tmp_path: Path) -> None:
         "bücher.example\r",
         ".dot.example.",
     ]
-    text = "\n".join([*lines, "", "# none", *odd, "last.example"])
-    (tmp_path / "plain").write_text(text, encoding="utf-8")
+    text = "\n".join(["bom.example", *lines, "", "# none", *odd, "last.example"])
+    (tmp_path / "plain").write_text(text, encoding="utf-8-sig")
     found = HashedSet.of_domains(list_files([str(tmp_path / "plain")], "domains"))
     assert len(text) > 1 << 20  # more than one chunk
     domains = [domain for line in text.split("\n") if (domain := domain_entry(line))]

@@ -1,16 +1,20 @@
 """What is said of one document agrees with what the pipeline did to it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from data_pipeline.cli import main
 from data_pipeline.config.report import ExplainConfig
+from data_pipeline.dedup.earlier import earlier_keys
 from data_pipeline.document import Document
 from data_pipeline.report.explain import explain
-from data_pipeline.report.record import FolderRecord
+from data_pipeline.report.record import FolderRecord, read_folder
+from data_pipeline.report.trail import _like, find_documents
 from data_pipeline.report.verdict import Event, Explained, render
-from data_pipeline.shards import read_documents, read_table
+from data_pipeline.shards import read_documents, read_table, to_table
+from data_pipeline.sink import Sink
 from llmtrain.data.store import TokenStore
 from llmtrain.errors import ConfigError, DataError
 from llmtrain.tokenizer.tokenizer import load as load_tokenizer
@@ -100,6 +104,25 @@ def test_address_is_found_without_its_scheme(record: FolderRecord, tmp_path: Pat
     assert "c4.few_sentences" in page.read_text()
 
 
+def test_address_inside_an_address_is_found(record: FolderRecord, tmp_path: Path) -> None:
+    url = "https://web.archive.example/2020/https://www.example.org/a/"
+    stage = record.stages[0]
+    sink = Sink(
+        folder=tmp_path / "stages" / stage.name, stage=stage.name, source="s", name="x"
+    )  # fmt: skip
+    table = to_table([
+        Document(id="a" * 32, source="s", text="x", url="https://web.archive.example/2020/"),
+        Document(id="b" * 32, source="s", text="x", url=url),
+    ])  # fmt: skip
+    sink.write_kept(table)
+    (shard,) = sink.close().shards
+    manifest = replace(stage.manifest, shards=[shard], dropped=[])
+    archive = replace(record, path=tmp_path, stages=(replace(stage, manifest=manifest),))
+    assert find_documents(archive, url=url) == ["b" * 32]
+    gone = Document(id="c" * 32, source="s", text="y", url=url.replace("https", "http"))
+    assert _like(table, gone, "url") == [1]
+
+
 def test_command_takes_an_address_as_it_is(
     record: FolderRecord, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,6 +134,19 @@ def test_command_takes_an_address_as_it_is(
     ):
         assert main(words) == 0
         assert "dropped in 02-c4: c4.few_sentences" in capsys.readouterr().out
+
+
+def test_a_damaged_folder_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    stage = tmp_path / "stages/00-extract"
+    stage.mkdir(parents=True)
+    (stage / "manifest.json").write_text('{"stage": ')
+    with pytest.raises(DataError, match=r"manifest\.json is damaged; put it back, or remove"):
+        read_folder(tmp_path)
+    with pytest.raises(DataError, match=r"manifest\.json is damaged"):
+        earlier_keys(str(tmp_path), "extract", {})
+    (tmp_path / "pipeline.json").write_text("")
+    with pytest.raises(DataError, match=r"pipeline\.json is damaged; put it back, or remove it"):
+        read_folder(tmp_path)
 
 
 def test_unknown_documents_are_refused(record: FolderRecord) -> None:

@@ -169,6 +169,18 @@ def test_texts_of_documents_are_escaped(tmp_path: Path) -> None:
     assert '"><b>' not in drawn
 
 
+def test_scores_in_words_are_not_counted(tmp_path: Path) -> None:
+    sink = Sink(folder=tmp_path / "stages/00-extract", stage="00-extract", source="s", name="s-0")
+    scores = ["0.75", "good", "-1", "1e-3", "nan", ""]
+    sink.write_kept(to_table([
+        Document(id=f"{i:032x}", source="s", text="x", metadata={"quality": score})
+        for i, score in enumerate(scores)
+    ]))  # fmt: skip
+    found = take_survey(tmp_path, sink.close().shards, 1 << 20).quality_scores["s"]
+    assert np.flatnonzero(found).tolist() == [0, 15]
+    assert found.sum() == 2
+
+
 def flat(tree: object, path: str = "") -> set[str]:
     """Dotted paths of a card; names that are data become NAME."""
     if isinstance(tree, list):
