@@ -1,5 +1,8 @@
 """Rules that settings of many sections share."""
 
+from dataclasses import MISSING, fields
+from typing import Any
+
 from llmtrain.errors import ConfigError
 
 
@@ -22,3 +25,23 @@ def check_seed(seed: int) -> None:
     """Raise ConfigError for a seed of the shuffle that 64 bits do not hold."""
     if not 0 <= seed < 2**64:
         raise ConfigError(f"shuffle_seed={seed}; use a number in [0, 2**64)")
+
+
+def check_unread(section: Any, names: str, reader: str) -> None:
+    """Raise ConfigError for fields that are not as they come while nothing reads them.
+
+    ``names`` are those of the fields; ``reader`` is the setting with which they are read.
+    """
+    problems = [
+        f"{field.name}={getattr(section, field.name)!r} is read with {reader} alone; set that, or "
+        f"leave {field.name} out"
+        for field in fields(section)
+        if field.name in names.split() and getattr(section, field.name) != _default(field)
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _default(field: Any) -> Any:
+    made = field.default_factory
+    return field.default if made is MISSING else made()

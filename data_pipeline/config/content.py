@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data_pipeline.config.checks import check_positive
+from data_pipeline.config.checks import check_positive, check_unread
 from llmtrain.errors import ConfigError
 
 PiiAction = Literal["keep", "replace", "drop"]
@@ -106,6 +106,14 @@ class QualityConfig:
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
         check_positive(command_time_limit_s=self.command_time_limit_s, alpha=self.alpha)
+        if self.scorer == "linear":
+            check_unread(self, "command command_time_limit_s", "scorer=command")
+        else:
+            check_unread(self, "model", "scorer=linear")
+        if self.keep != "threshold":
+            check_unread(self, "threshold", "keep=threshold")
+        if self.keep != "pareto":
+            check_unread(self, "alpha", "keep=pareto")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,6 +160,8 @@ class DecontaminationConfig:
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
         check_positive(ngram=self.ngram, max_pieces=self.max_pieces)
+        if self.action == "drop":
+            check_unread(self, "window min_piece_characters max_pieces", "action=cut")
         problems = []
         if not 0.0 <= self.min_share <= 1.0:
             problems.append(f"min_share={self.min_share}; use a number in [0, 1]")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data_pipeline.config.checks import check_positive
+from data_pipeline.config.checks import check_positive, check_unread
 
 ExtractorName = Literal["resiliparse", "trafilatura", "union"]
 """What makes text of HTML."""
@@ -33,12 +33,13 @@ class ExtractConfig:
     extractor: ExtractorName = "resiliparse"
     """What makes text of HTML: ``resiliparse``, ``trafilatura`` or ``union``, the lines of both."""
     trafilatura: TrafilaturaConfig = field(default_factory=TrafilaturaConfig)
-    """Options of trafilatura; resiliparse alone reads none of them."""
+    """Options of trafilatura; refused with resiliparse alone, which reads none of them."""
     max_characters: int = 190_000
     """Longest text that is kept, in characters; C4 drops longer pages before anything else."""
     max_record_bytes: int = 8 << 20
     """Longest record, line or file that is read, in uncompressed bytes; longer ones are
-    quarantined. A task holds one record in memory, some three times over while it is read."""
+    quarantined (rows of Parquet and Hugging Face datasets are bounded by ``max_characters`` alone).
+    A task holds one record in memory, some three times over while it is read."""
     max_tags: int = 100_000
     """Most ``<`` in a page; one with more is dropped as ``extract.too_many_tags`` before it is
     parsed, which takes about 400 bytes for each."""
@@ -51,6 +52,8 @@ class ExtractConfig:
             max_characters=self.max_characters, shard_bytes=self.shard_bytes,
             max_record_bytes=self.max_record_bytes, max_tags=self.max_tags,
         )  # fmt: skip
+        if self.extractor == "resiliparse":
+            check_unread(self, "trafilatura", "extractor=trafilatura or union")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -42,7 +42,7 @@ class LanguageConfig:
     method: Literal["langdetect", "fasttext"] = "langdetect"
     """Identifier: langdetect as in C4, or fastText, which is much faster."""
     languages: tuple[str, ...] = ("en",)
-    """ISO-639-1 codes that stay; an empty list keeps all and only labels them."""
+    """ISO-639-1 codes that stay; an empty list keeps and labels all, whatever their score."""
     threshold: float = 0.99
     """Smallest score in [0, 1] that counts."""
     thresholds: Mapping[str, float] = field(default_factory=dict)
@@ -58,7 +58,12 @@ class LanguageConfig:
                 f"languages names {unknown[0]!r}, which no identifier writes; use codes of "
                 "ISO-639-1 in lower case without region: en, de, zh"
             )
-        unused = sorted(set(self.thresholds) - set(self.languages)) if self.languages else []
+        if self.thresholds and not self.languages:
+            raise ConfigError(
+                "thresholds are set, but languages=[] keeps every document whatever its score; "
+                "name the languages, or leave the thresholds out"
+            )
+        unused = sorted(set(self.thresholds) - set(self.languages))
         if unused:
             raise ConfigError(
                 f"thresholds.{unused[0]} is set, but {unused[0]} is not in "

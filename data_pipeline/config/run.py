@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data_pipeline.config.checks import check_positive
+from data_pipeline.config.checks import check_positive, check_unread
 from data_pipeline.config.content import (
     BadWordsConfig,
     DecontaminationConfig,
@@ -204,6 +204,9 @@ class RunConfig:
         """Refuse what cannot work."""
         check_positive(num_workers=self.num_workers, time_limit_s=self.time_limit_s)
         check_pipeline(self.pipeline)
+        for name in ("ray", "slurm"):
+            if name != self.executor:
+                check_unread(self, name, f"executor={name}")
         if self.executor == "slurm" and self.slurm.hours * 3600 < 2 * self.time_limit_s:
             raise ConfigError(
                 f"slurm.hours={self.slurm.hours:g} leaves no room for a task of "

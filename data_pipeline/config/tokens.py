@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from data_pipeline.config.checks import check_positive, check_seed, check_share
+from data_pipeline.config.checks import check_positive, check_seed, check_share, check_unread
 from llmtrain.errors import ConfigError
 
 
@@ -48,6 +48,8 @@ class TokenizerTrainingConfig:
     def __post_init__(self) -> None:
         """Refuse sizes that are none."""
         check_positive(vocab_size=self.vocab_size, sample_bytes=self.sample_bytes)
+        if self.kind != "byte_bpe":
+            check_unread(self, "pattern", "kind=byte_bpe")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,3 +68,5 @@ class StoreConfig:
         """Refuse sizes that are none."""
         check_positive(part_bytes=self.part_bytes)
         check_seed(self.shuffle_seed)
+        if not self.shuffle:
+            check_unread(self, "shuffle_seed", "shuffle=true")

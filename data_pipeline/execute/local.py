@@ -243,7 +243,8 @@ class LocalExecutor:
         if late:
             return "lost", over_time(self.time_limit_s)
         killed = f"signal {-code}" if code is not None and code < 0 else f"status {code}"
-        return "lost", f"worker died with {killed} (out of memory? use fewer workers)"
+        hint = " (out of memory? use fewer workers)" if code == -signal.SIGKILL else ""
+        return "lost", f"worker died with {killed}{hint}"
 
     def _remove(self, worker: _Worker) -> int | None:
         """Kill a worker and forget it; returns the exit status of its process."""

@@ -116,7 +116,8 @@ class RayExecutor:
     def _check_room(self) -> None:
         """Refuse tasks that no machine here has room for; Ray would let them wait for ever."""
         needs = {"CPU": self.config.cpus_per_task, "memory": (self.config.memory_gib or 0) * 2**30}
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        listed: Callable[[], list[dict[str, Any]]] = ray.nodes
+        nodes = [node["Resources"] for node in listed() if node["Alive"]]
         if any(all(node.get(name, 0) >= needs[name] for name in needs) for node in nodes):
             return
         problem = (

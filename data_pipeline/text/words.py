@@ -62,7 +62,7 @@ class Words:
     ends: npt.NDArray[np.int32]
     """Character after every word, [words]."""
     sums: npt.NDArray[np.uint64]
-    """Polynomial of every word in ``BASE``, [words]; ``word_hashes`` has them well mixed."""
+    """Polynomial of every word in ``BASE``, [words]."""
     flags: npt.NDArray[np.uint8]
     """``HAS_LETTER`` and ``HAS_CONTENT`` of every word, [words]."""
 
@@ -163,13 +163,6 @@ def hash_points(points: Any, start: int, end: int) -> Any:
     return mix(total)
 
 
-@compiled
-def _mixed(sums: Any, starts: Any, ends: Any, out: Any) -> None:
-    """Write the well mixed hash of every word."""
-    for k in range(sums.shape[0]):
-        out[k] = mix(sums[k] + np.uint64(ends[k] - starts[k]))
-
-
 def _words(text: str) -> Words:
     """Split a text into words."""
     points = code_points(text)
@@ -208,10 +201,3 @@ class Splitter:
 words = Splitter(characters=2_000_000)
 """Split a text into words. A batch of documents is judged rule by rule, so what a batch holds stays
 at hand: about 8 bytes per character, 21 where every character is a word."""
-
-
-def word_hashes(split: Words) -> npt.NDArray[np.uint64]:
-    """Return the hash of every word, uint64 [words]: equal words, equal hashes, on any machine."""
-    out = np.empty(len(split), dtype=np.uint64)
-    _mixed(split.sums, split.starts, split.ends, out)
-    return out

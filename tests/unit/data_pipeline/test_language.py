@@ -89,7 +89,8 @@ def test_single_languages_have_thresholds_of_their_own() -> None:
 
 def test_thresholds_that_mean_nothing_are_refused() -> None:
     LanguageConfig(languages=("de", "en"), thresholds={"de": 0.5})
-    LanguageConfig(languages=(), thresholds={"de": 0.5})
+    with pytest.raises(ConfigError, match=r"languages=\[\] keeps every document"):
+        LanguageConfig(languages=(), thresholds={"de": 0.5})
     with pytest.raises(ConfigError, match=r"thresholds.de=1.5 is no score"):
         LanguageConfig(languages=("de",), thresholds={"de": 1.5})
     with pytest.raises(ConfigError, match=r"thresholds.de is set, but de is not in"):

@@ -75,6 +75,14 @@ def test_norwegian_is_a_language_and_not_a_truth_value() -> None:
             "substring.block_bytes=100000000 takes 2.98 GiB, more than memory_gib=1",
         ),
         (["pipeline=demo", "pipeline.language.languages=[en,zh-CN]"], "languages names 'zh-CN'"),
+        (["pipeline=demo", "pipeline.extract.trafilatura.tables=false"], "extractor=trafilatura"),
+        (["pipeline=demo", "pipeline.quality.alpha=3"], "alpha=3.0 is read with keep=pareto alone"),
+        (["pipeline=gopher", "pipeline.decontaminate.window=9"], "window=9 is read with action"),
+        (["pipeline=demo", "pipeline.tokenizer.pattern=gpt2"], "is read with kind=byte_bpe alone"),
+        (
+            ["pipeline=demo", "pipeline.store.shuffle=false", "pipeline.store.shuffle_seed=3"],
+            "shuffle_seed=3 is read with shuffle=true alone",
+        ),
     ],
 )  # fmt: skip
 def test_settings_that_would_do_nothing_are_refused(overrides: list[str], message: str) -> None:
@@ -82,6 +90,11 @@ def test_settings_that_would_do_nothing_are_refused(overrides: list[str], messag
         more = ["out=x"] if section is RunConfig else ["input.a=b"]
         with pytest.raises(ConfigError, match=re.escape(message)):
             load(root, [*overrides, *more], section)
+
+
+def test_settings_of_another_executor_are_refused() -> None:
+    with pytest.raises(ConfigError, match="is read with executor=slurm alone"):
+        load("data_run", ["pipeline=demo", "out=x", "slurm.partition=gpu"], RunConfig)
 
 
 def test_scores_may_come_from_the_source() -> None:

@@ -214,6 +214,7 @@ def test_counts_add_up() -> None:
         ("one three", [Run(0, 0, 4), Run(4, 8, 5)], {"r": 3}),  # says too little
         ("one THREE", [Run(0, 0, 4), Run(4, 8, 5)], {"r": 4}),  # is not in both texts
         ("threeone", [Run(0, 8, 5), Run(5, 0, 3)], {"r": 5}),  # changes the order
+        ("two threes", [Run(0, 4, 10)], {"r": 3}),  # goes on where the text has ended
     ],
 )
 def test_edits_are_believed_only_with_proof(
