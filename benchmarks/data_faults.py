@@ -93,13 +93,15 @@ class Trial:
         while done["workers"] + done["drivers"] < kills or not found:
             out = self.fresh(f"{executor}-kills-{len(found)}")
             while True:
-                driver = self.start(out, executor, 2)
+                driver, before = self.start(out, executor, 2), done["workers"]
                 self._harass(driver, executor, kills, 1.5 * seconds / kills, rng, done)
                 status = driver.wait()
                 if status == 0:
                     break
                 done["third attempts"] += 0 if status == -signal.SIGKILL else 1
-                if status not in (-signal.SIGKILL, 1):
+                # a driver that gave up has tried a task as often as its workers were killed
+                gave_up = status == 2 and done["workers"] - before >= 3
+                if status not in (-signal.SIGKILL, 1) and not gave_up:
                     raise SystemExit(f"{out}: status {status}, see {out.with_suffix('.log')}")
             found.append(digests(out))
         return found, done

@@ -38,7 +38,9 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]{1,2}|(?:(?![\u3040-\u30ff\u340
 _SMALLEST, _LARGEST = 80, 4000
 """Words of a page that is taken."""
 _BOILERPLATE_WORDS = 15
-"""Words put before and after a page."""
+"""Words put before and after a page; two pages of a language have the same, no third one has.
+
+Pairs that share their few inserted shingles would share the luck of the hash as well: one draw."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,23 +142,30 @@ def make_pairs(pages: list[Page], number: int, seed: int) -> Pairs:
             copy = changed(page.text, rate / 100, vocabulary[page.language], rng)
             pair = (at[base], result.add(copy, page.language))
             result.pairs.setdefault(f"changed {rate} %", []).append(pair)
-    frames = {
-        language: (_phrase(rng, words), _phrase(rng, words))
-        for language, words in vocabulary.items()
-    }
+    _add_framed(result, at, _draw(rng, len(bases), number), vocabulary, rng)
+    result.pairs["translations"] = _translations(bases, at, rng)[:number]
+    return result
+
+
+def _add_framed(
+    result: Pairs, at: list[int], drawn: list[int], vocabulary: dict[str, list[str]],
+    rng: random.Random,
+) -> None:  # fmt: skip
+    """Add copies with boilerplate around them, and the pairs that they make."""
+    frames: dict[str, tuple[str, str]] = {}
     framed: dict[str, list[int]] = {}
-    for base in _draw(rng, len(bases), number):
-        page = bases[base]
-        head, foot = frames[page.language]
-        copy = result.add(f"{head}\n{page.text}\n{foot}", page.language)
-        result.pairs.setdefault("boilerplate", []).append((at[base], copy))
-        framed.setdefault(page.language, []).append(copy)
+    for base in (at[number] for number in drawn):
+        text, language = result.texts[base], result.languages[base]
+        copies, words = framed.setdefault(language, []), vocabulary[language]
+        if len(copies) % 2 == 0:
+            frames[language] = (_phrase(rng, words), _phrase(rng, words))
+        head, foot = frames[language]
+        copies.append(result.add(f"{head}\n{text}\n{foot}", language))
+        result.pairs.setdefault("boilerplate", []).append((base, copies[-1]))
     result.pairs["same boilerplate"] = [
         pair for copies in framed.values() for pair in zip(copies[::2], copies[1::2], strict=False)
         if result.texts[pair[0]] != result.texts[pair[1]]
     ]  # fmt: skip
-    result.pairs["translations"] = _translations(bases, at, rng)[:number]
-    return result
 
 
 def _draw(rng: random.Random, size: int, number: int) -> list[int]:

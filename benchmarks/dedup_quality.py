@@ -3,9 +3,10 @@
 Pairs are asked for before any union: whether the two documents share a band. The theory is the
 probability of that at the pair's exact Jaccard similarity, averaged over the pairs; each side is
 measured by its own shingles. The difference of the sides has a 95 % interval from a paired
-bootstrap over the pairs.
+bootstrap over the pairs. With ``seeds`` each side draws its permutations that many times, what it
+ships first: recall is then the mean, next to what each seed found.
 
-    python benchmarks/dedup_quality.py corpus=/data/corpus peer=/data/peer/.venv/bin/python
+    python benchmarks/dedup_quality.py corpus=/data/corpus peer=/data/peer/.venv/bin/python seeds=8
     python benchmarks/dedup_quality.py corpus=/data/corpus number=300 out=quality.json
 """
 
@@ -39,15 +40,16 @@ class Side:
     """What one implementation says of the documents."""
 
     keys: npt.NDArray[np.uint64]
-    """Band keys [N, bands]; 0 where a document has none."""
+    """Band keys [seeds, N, bands]; 0 where a document has none."""
     sets: list[npt.NDArray[np.uint64]]
     """Shingles, sorted."""
     seconds: float
+    """Processor time of one seed."""
 
     def found(self, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Whether the two documents of each pair share a band."""
-        one, other = self.keys[pairs[:, 0]], self.keys[pairs[:, 1]]
-        shared: npt.NDArray[np.bool_] = ((one == other) & (one != 0)).any(axis=1)
+        """Whether the two documents of each pair share a band, [seeds, pairs]."""
+        one, other = self.keys[:, pairs[:, 0]], self.keys[:, pairs[:, 1]]
+        shared: npt.NDArray[np.bool_] = ((one == other) & (one != 0)).any(axis=2)
         return shared
 
     def similarity(self, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
@@ -55,17 +57,18 @@ class Side:
         return np.array([jaccard(self.sets[a], self.sets[b]) for a, b in pairs.tolist()])
 
 
-def own_side(texts: list[str]) -> Side:
+def own_side(texts: list[str], seeds: int) -> Side:
     """Sign the documents with this project's MinHash."""
     hasher = MinHasher("fineweb")
     hasher.band_keys_batch(texts[:20])
     started = time.process_time()
-    keys = hasher.band_keys_batch(texts)
+    keys = [hasher.band_keys_batch(texts)]
     seconds = time.process_time() - started
-    return Side(keys, [np.unique(hasher.shingles(text)) for text in texts], seconds)
+    keys += [MinHasher("fineweb", seed).band_keys_batch(texts) for seed in range(1, seeds)]
+    return Side(np.stack(keys), [np.unique(hasher.shingles(text)) for text in texts], seconds)
 
 
-def peer_side(pairs: Pairs, interpreter: str) -> Side:
+def peer_side(pairs: Pairs, interpreter: str, seeds: int) -> Side:
     """Sign the documents with datatrove, each with the splitter of its language."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "in.jsonl", Path(folder) / "out.npz"
@@ -74,7 +77,7 @@ def peer_side(pairs: Pairs, interpreter: str) -> Side:
             for text, language in zip(pairs.texts, pairs.languages, strict=True)
         ))  # fmt: skip
         extra = Path(interpreter).parent.parent.parent / "multilingual"
-        command = [interpreter, str(PEER), str(source), str(target)]
+        command = [interpreter, str(PEER), str(source), str(target), str(seeds)]
         subprocess.run(["env", f"PYTHONPATH={extra}", *command], check=True)
         answer = np.load(target)
         ends = answer["ends"].tolist()
@@ -82,23 +85,25 @@ def peer_side(pairs: Pairs, interpreter: str) -> Side:
         return Side(answer["keys"], sets, float(answer["seconds"]))
 
 
-def recall(side: Side, pairs: npt.NDArray[np.int64]) -> dict[str, float]:
-    """Pair recall in per cent, and what theory expects of these pairs."""
+def recall(side: Side, pairs: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """Pair recall in per cent, and what theory expects of these pairs; the error is one seed's."""
     probability = MINHASH_PRESETS["fineweb"].probability
     similarity = side.similarity(pairs)
     expected = np.array([probability(value) for value in similarity])
     error = np.sqrt((expected * (1 - expected)).sum()) / len(pairs)
+    found = 100 * side.found(pairs).mean(axis=1)
     return {
         "jaccard": round(float(similarity.mean()), 4),
         "theory": round(100 * float(expected.mean()), 2),
-        "recall": round(100 * float(side.found(pairs).mean()), 2),
+        "recall": round(float(found.mean()), 2),
         "standard_error": round(100 * float(error), 2),
+        "recall_of_each_seed": found.round(2).tolist(),
     }  # fmt: skip
 
 
 def difference(own: Side, peer: Side, pairs: npt.NDArray[np.int64]) -> dict[str, float]:
     """Own recall less the peer's, in points, with a paired bootstrap."""
-    gains = own.found(pairs).astype(np.float64) - peer.found(pairs)
+    gains = own.found(pairs).mean(axis=0) - peer.found(pairs).mean(axis=0)
     rng = np.random.default_rng(0)
     means = [gains[rng.integers(0, len(gains), len(gains))].mean() for _ in range(_RESAMPLES)]
     low, high = np.percentile(means, [2.5, 97.5])
@@ -110,9 +115,10 @@ def difference(own: Side, peer: Side, pairs: npt.NDArray[np.int64]) -> dict[str,
 
 
 def precision(side: Side) -> dict[str, float]:
-    """Of all pairs of documents that share a band, the share that is similar enough."""
-    numbers = np.repeat(np.arange(len(side.keys)), side.keys.shape[1])
-    keys = side.keys.ravel()
+    """Of all pairs that share a band under the first seed, the share that is similar enough."""
+    shipped = side.keys[0]
+    numbers = np.repeat(np.arange(len(shipped)), shipped.shape[1])
+    keys = shipped.ravel()
     order = np.argsort(keys, kind="stable")
     groups = np.split(numbers[order], np.flatnonzero(np.diff(keys[order])) + 1)
     pairs = {
@@ -128,11 +134,11 @@ def precision(side: Side) -> dict[str, float]:
     return {"pairs": len(pairs), **shares}
 
 
-def compare(pairs: Pairs, interpreter: str | None) -> dict[str, Any]:
+def compare(pairs: Pairs, interpreter: str | None, seeds: int) -> dict[str, Any]:
     """Measure both sides on every kind of pair, and on Chinese and Japanese alone."""
-    sides = {"own": own_side(pairs.texts)}
+    sides = {"own": own_side(pairs.texts, seeds)}
     if interpreter:
-        sides["datatrove"] = peer_side(pairs, interpreter)
+        sides["datatrove"] = peer_side(pairs, interpreter, seeds)
     size = sum(len(text.encode()) for text in pairs.texts)
     unspaced = np.array([language[:3] in ("zho", "jpn") for language in pairs.languages])
     kinds: dict[str, Any] = {}
@@ -148,12 +154,20 @@ def compare(pairs: Pairs, interpreter: str | None) -> dict[str, Any]:
     return {
         "documents": len(pairs.texts),
         "text_bytes": size,
+        "seeds": seeds,
         "kinds": kinds,
         "precision": {side: precision(value) for side, value in sides.items()},
         "megabytes_per_second": {
             side: round(size / 1e6 / value.seconds, 2) for side, value in sides.items()
         },
     }
+
+
+def commit() -> str:
+    """Return the version of the code that ran."""
+    command = ["git", "describe", "--always", "--dirty"]
+    root = Path(__file__).resolve().parents[1]
+    return subprocess.run(command, capture_output=True, text=True, cwd=root).stdout.strip()
 
 
 def table(result: dict[str, Any]) -> str:
@@ -183,12 +197,19 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main(words: list[str]) -> None:
-    """Read NAME=VALUE: corpus, number (pairs of a kind), pages (of a source), peer, out, seed."""
-    options = {"number": "3000", "pages": "1200", "seed": "0", "peer": "", "out": ""}
+    """Read NAME=VALUE: corpus, number (pairs of a kind), pages (of a source), peer, out, seeds.
+
+    ``seed`` is that of the pairs, ``seeds`` how many each side has for its permutations.
+    """
+    options = {
+        "number": "3000", "pages": "1200", "seed": "0", "seeds": "1", "peer": "", "out": "",
+    }  # fmt: skip
     options |= dict(word.split("=", 1) for word in words)
     pages = read_pages(Path(options["corpus"]), int(options["pages"]))
     pairs = make_pairs(pages, int(options["number"]), int(options["seed"]))
-    result = compare(pairs, options["peer"] or None)
+    result = compare(pairs, options["peer"] or None, int(options["seeds"]))
+    result["command"] = " ".join(["python benchmarks/dedup_quality.py", *words])
+    result["commit"] = commit()
     print(table(result))
     if options["out"]:
         Path(options["out"]).write_text(json.dumps(result, indent=1) + "\n")

@@ -8,12 +8,16 @@ input answer at once. Exit status: 0 done, 2 wrong input (one message), 1 a faul
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from typing import Any
 
 from data_pipeline.config.commands import (
+    BucketsConfig,
     ClassifierConfig,
+    MixturePlanConfig,
+    PackConfig,
+    ReopenConfig,
     SampleConfig,
     TokenizeConfig,
     TrainTokenizerConfig,
@@ -23,8 +27,10 @@ from data_pipeline.config.report import EstimateConfig, ExplainConfig, ReportCon
 from data_pipeline.config.run import RunConfig
 from data_pipeline.refusal import refusal
 from llmtrain import logs
-from llmtrain.config.arguments import Arguments, parse
+from llmtrain.config.arguments import Arguments, parse, verbatim
 from llmtrain.config.load import load, options, to_yaml
+from llmtrain.config.run import RunConfig as TrainConfig
+from llmtrain.errors import ConfigError
 
 OPTIONS = """\
 options of every command:
@@ -37,7 +43,7 @@ options of every command:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """One command; its root is ``conf/data_NAME.yaml``, its function ``commands.NAME``."""
+    """One command; its root is ``conf/data_NAME.yaml``, its function ``MODULE.NAME``."""
 
     help: str
     """One line."""
@@ -45,6 +51,10 @@ class Command:
     """Dataclass of its configuration."""
     example: str
     """Arguments that show it at work."""
+    module: str = "data_pipeline.commands"
+    """Where its function is."""
+    plans_training: bool = False
+    """Whether overrides that are no fields of ``schema`` are those of ``llmtrain train``."""
 
 
 COMMANDS = {
@@ -67,6 +77,11 @@ COMMANDS = {
         help="where a document went, and what every rule measured in it",
         schema=ExplainConfig,
         example="out=corpus url=https://example.org/page    (or doc=ID; or run --explain URL)",
+    ),
+    "reopen": Command(
+        help="the raw records behind documents of a store, proven and extracted again",
+        schema=ReopenConfig,
+        example="requests=requests.jsonl raw=/archive/crawl    (llmtrain trace verify=true asks)",
     ),
     "sample": Command(
         help="make a crawl from the documentation on this machine",
@@ -93,6 +108,23 @@ COMMANDS = {
         schema=VerifyConfig,
         example="store=stores/mine",
     ),
+    "pack": Command(
+        help="count the windows of a token store for data.packing=best_fit",
+        schema=PackConfig,
+        example="store=stores/mine sequence_length=4096",
+    ),
+    "mixture": Command(
+        help="shares, tokens and epochs of every source over a training run to come",
+        schema=MixturePlanConfig,
+        example="data.sources.web=stores/web training.num_tokens=1e9 plot=plan.html  (or run=DIR)",
+        module="data_pipeline.report.mixture",
+        plans_training=True,
+    ),
+    "buckets": Command(
+        help="cut a token store into stores by a score of its documents",
+        schema=BucketsConfig,
+        example="store=stores/mine out=stores/mine-by-length by=length buckets=4",
+    ),
 }
 """Commands by name."""
 
@@ -111,17 +143,7 @@ def _spelled_out(words: list[str]) -> list[str]:
         _, equals, url = words[at].partition("=")
         url = url if equals else "".join(words[at + 1 : at + 2])
         words = ["explain", f"url={url}", *(word for word in words if word.startswith("out="))]
-    if words[:1] != ["explain"]:
-        return words
-    return [_quoted(word) if word.startswith(("url=", "doc=")) else word for word in words]
-
-
-def _quoted(word: str) -> str:
-    key, _, value = word.partition("=")
-    if value[:1] in ("'", '"'):
-        return word
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'{key}="{escaped}"'
+    return verbatim(words, ("url", "doc")) if words[:1] == ["explain"] else words
 
 
 def _dispatch(arguments: Arguments) -> int:
@@ -129,18 +151,34 @@ def _dispatch(arguments: Arguments) -> int:
         sys.stdout.write(help_text(arguments.command))
         return 0 if arguments.help else 2
     command = COMMANDS[arguments.command]
-    root = f"data_{arguments.command}"
-    config = load(root, arguments.overrides, command.schema, arguments.config_dirs)
+    config = _composed(command, arguments)
     if arguments.show:
         sys.stdout.write(to_yaml(config))
         return 0
     logs.setup(None)
     try:
-        commands = import_module("data_pipeline.commands")
+        commands = import_module(command.module)
         status: int = getattr(commands, arguments.command)(config)
     except (ImportError, OSError) as error:
         raise refusal(error) or error from None
     return status
+
+
+def _composed(command: Command, arguments: Arguments) -> Any:
+    """The configuration as the command line has it."""
+    root, words = f"data_{arguments.command}", arguments.overrides
+    if not command.plans_training:
+        return load(root, words, command.schema, arguments.config_dirs)
+    names = {field.name for field in fields(command.schema)} - {"train"}
+    own = [word for word in words if word.partition("=")[0] in names]
+    rest = [word for word in words if word not in own]
+    config = load(root, own, command.schema, arguments.config_dirs)
+    if config.run is None:
+        train = load("train", rest, TrainConfig, arguments.config_dirs)
+        return replace(config, train=train)
+    if rest:
+        raise ConfigError(f"run={config.run} brings its own configuration; leave out {rest[0]}")
+    return config
 
 
 def help_text(name: str | None) -> str:

@@ -9,14 +9,17 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from data_pipeline.config.commands import (
+    BucketsConfig,
     ClassifierConfig,
+    PackConfig,
+    ReopenConfig,
     SampleConfig,
     TokenizeConfig,
     TrainTokenizerConfig,
@@ -27,7 +30,8 @@ from data_pipeline.config.report import EstimateConfig, ExplainConfig, ReportCon
 from data_pipeline.config.run import RunConfig
 from data_pipeline.config.tokens import StoreConfig
 from data_pipeline.execute.choose import open_executor
-from data_pipeline.execute.local import Executor, LocalExecutor
+from data_pipeline.execute.local import Executor, InlineExecutor, LocalExecutor
+from data_pipeline.folder import note_inputs
 from data_pipeline.manifest import Manifest
 from data_pipeline.pipeline import run_pipeline
 from data_pipeline.read.extract_task import check_unique
@@ -78,6 +82,15 @@ def explain(config: ExplainConfig) -> int:
     return 0
 
 
+def reopen(config: ReopenConfig) -> int:
+    """``llmtrain-data reopen``."""
+    from data_pipeline.report.reopened import reopen as reopen_records
+
+    for line in reopen_records(config):
+        sys.stdout.write(f"{line}\n")
+    return 0
+
+
 def estimate(config: EstimateConfig) -> int:
     """``llmtrain-data estimate``."""
     from data_pipeline.estimate.command import estimate as estimate_run
@@ -118,6 +131,7 @@ def tokenize(config: TokenizeConfig) -> int:
     }
     executor = LocalExecutor(config.num_workers, config.time_limit_s)
     with exclusive(out / ".pipeline"), executor:
+        note_inputs(out / ".pipeline", files)
         context = _context(out / ".pipeline", executor)
         stage = Stage(context, "tokenize", settings, file_inputs(files), out)
         manifest = stage.finished()
@@ -163,11 +177,10 @@ def _ids(out: Path, parts: Parts) -> Iterator[tuple[str, str, list[str]]]:
 def _text_files(source: str, given: str | tuple[str, ...]) -> list[RawFile]:
     """Return the files of an input with their digests; a crawl is refused."""
     files = find_raw_files({source: given}, key="input")
-    wrong = [file.path for file in files if file.format not in ROW_FORMATS]
+    wrong = [file for file in files if file.format not in ROW_FORMATS]
     if wrong:
-        raise DataError(
-            f"{wrong[0]} is no JSONL or Parquet; make text of it with `llmtrain-data run`"
-        )
+        named = wrong[0].members[0] if wrong[0].members else wrong[0].path
+        raise DataError(f"{named} is no JSONL or Parquet; make text of it with `llmtrain-data run`")
     return [fingerprint(file) for file in files]
 
 
@@ -227,4 +240,30 @@ def verify(config: VerifyConfig) -> int:
         "shards": len(store.shards),
     }  # fmt: skip
     sys.stdout.write(json.dumps(found) + "\n")
+    return 0
+
+
+def pack(config: PackConfig) -> int:
+    """``llmtrain-data pack``."""
+    from data_pipeline.tokens.pack import pack_with
+
+    inline = config.num_workers == 1
+    with (
+        nullcontext() if inline else LocalExecutor(config.num_workers, config.time_limit_s) as pool
+    ):
+        found = pack_with(config, pool or InlineExecutor())
+    sys.stdout.write(json.dumps(found) + "\n")
+    return 0
+
+
+def buckets(config: BucketsConfig) -> int:
+    """``llmtrain-data buckets``."""
+    from data_pipeline.tokens.buckets import cut
+
+    inline = config.num_workers == 1
+    with (
+        nullcontext() if inline else LocalExecutor(config.num_workers, config.time_limit_s) as pool
+    ):
+        made = cut(config, pool or InlineExecutor())
+    sys.stdout.write("".join(f"{json.dumps(bucket)}\n" for bucket in made))
     return 0

@@ -15,6 +15,7 @@ from typing import Any
 
 from data_pipeline.config.run import RunConfig
 from data_pipeline.read.inputs import RawFile, fingerprint, identity_of
+from data_pipeline.read.raw_files import INPUTS
 from data_pipeline.stages import replace_file
 from llmtrain.config.load import to_plain
 from llmtrain.errors import ConfigError, DataError
@@ -69,19 +70,29 @@ def _known(path: Path) -> dict[str, Any]:
 
 def fingerprints(out: Path, files: Sequence[RawFile]) -> list[RawFile]:
     """Return the files with their digests, read again only where size or time changed."""
-    path = out / "inputs.json"
+    path = out / INPUTS
     known = _known(path)
     result: list[RawFile] = []
     for file in files:
         if file.format == "hf":
             result.append(fingerprint(file))
+            known[file.path] = _entry(result[-1], None)
             continue
         name, stamp = identity_of(file)
         entry = known.get(name)
         if entry is None or stamp is None or entry["stamp"] != stamp or "size" not in entry:
-            noted = fingerprint(file)
-            entry = {"stamp": stamp, "sha256": noted.sha256, "size": noted.size}
-            known[name] = entry
+            known[name] = entry = _entry(fingerprint(file), stamp)
         result.append(replace(file, size=entry["size"], sha256=entry["sha256"]))
     replace_file(path, json.dumps(known, indent=1, sort_keys=True) + "\n")
     return result
+
+
+def note_inputs(out: Path, files: Sequence[RawFile]) -> None:
+    """Note where files of rows were read, for those who want to open them again."""
+    known = {file.path: _entry(file, None) for file in files}
+    replace_file(out / INPUTS, json.dumps(known, indent=1, sort_keys=True) + "\n")
+
+
+def _entry(file: RawFile, stamp: list[Any] | None) -> dict[str, Any]:
+    """What is noted of a file; ``stamp`` tells whether it has changed, where that is asked."""
+    return {"stamp": stamp, "sha256": file.sha256, "size": file.size}

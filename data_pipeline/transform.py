@@ -15,16 +15,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from data_pipeline.columns import pages_of, with_pages
 from data_pipeline.document import Document, EditMap, Run, compose, identity
 from data_pipeline.manifest import ConservationError, Counts, TaskResult
-from data_pipeline.shards import (
-    Shard,
-    from_table,
-    read_batches,
-    text_size,
-    to_table,
-    with_documents,
-)
+from data_pipeline.shards import Shard, read_batches, text_size
 from data_pipeline.sink import Sink
 from data_pipeline.step import Dropped, Step, Verdict, judge_all
 from data_pipeline.steps import StepSpec, build_step
@@ -53,20 +47,21 @@ class StepCounts:
 
 @dataclass(slots=True)
 class Judged:
-    """A document on its way through the steps of a pass."""
+    """A page on its way through the steps of a pass."""
 
     original: Document
-    """As it came in."""
+    """As it came in, as if nobody had edited it before; notes of the step that dropped it are
+    added."""
     current: Document
     """As the last step left it, as if nobody had edited it before."""
-    edits: EditMap
-    """From its present text to the extracted text."""
+    edits: EditMap | None = None
+    """From its present text to the one that came in; None while they are the same."""
     counts: Counts = field(default_factory=Counts)
     """Characters deleted and inserted so far."""
     reason: str = ""
     """Why it was dropped, or nothing."""
-    touched: bool = False
-    """Whether a step has changed anything of it, dropped or not."""
+    text_bytes: int = -1
+    """UTF-8 bytes of its present text; negative until somebody asks."""
 
     def settle(self, rule: str, verdict: Verdict, counts: StepCounts) -> None:
         """Take a verdict on the present text."""
@@ -75,24 +70,21 @@ class Judged:
             if verdict.notes:
                 metadata = {**self.original.metadata, **dict(verdict.notes)}
                 self.original = self.original.changed(metadata=metadata)
-            self.touched = bool(verdict.notes)
             counts.dropped[verdict.reason] = counts.dropped.get(verdict.reason, 0) + 1
             return
         before, after = self.current.text, verdict.document
-        self.touched |= after is not self.current
         if after.text != before:
             count_edit(self.counts, rule, before, after.text, after.edits, verdict.deleted)
-            self.edits = compose(after.edits, self.edits)
+            self.edits = after.edits if self.edits is None else compose(after.edits, self.edits)
             for name, characters in verdict.deleted.items():
                 counts.deleted[name] = counts.deleted.get(name, 0) + characters
             after = after.changed(edits=identity(after.text))
+            self.text_bytes = -1
         self.current = after
         counts.documents_out += 1
-
-    @property
-    def document(self) -> Document:
-        """The document as it stands, with its way back to the extracted text."""
-        return self.current.changed(edits=self.edits)
+        if self.text_bytes < 0:
+            self.text_bytes = text_size([after.text])[0]
+        counts.bytes_out += self.text_bytes
 
 
 def apply_steps(
@@ -106,47 +98,40 @@ def apply_steps(
     for table in read_batches(Path(out), shard):
         for start in range(0, table.num_rows, BATCH):
             batch = table.slice(start, BATCH)
-            _write(sink, batch, judge(from_table(batch), built, tally))
+            pages = pages_of(batch)
+            _write(sink, batch, pages, judge(pages, built, tally))
     result = sink.close()
     result.details = {"steps": {name: asdict(counts) for name, counts in tally.items()}}
     return result
 
 
-def _write(sink: Sink, table: pa.Table, judged: Sequence[Judged]) -> None:
+def _write(
+    sink: Sink, table: pa.Table, pages: Sequence[Document], judged: Sequence[Judged]
+) -> None:
     """Write the documents of a table, whether they go on or stop here."""
-    gone = [row for row, entry in enumerate(judged) if entry.reason]
     kept = [row for row, entry in enumerate(judged) if not entry.reason]
-    for row in kept:
-        counts = judged[row].counts
-        if counts.deleted or counts.inserted:
-            sink.result.counts.add(counts)
-    sink.write_kept(_rows(table, judged, kept))
-    sink.write_dropped(_rows(table, judged, gone), [judged[row].reason for row in gone])
-
-
-def _rows(table: pa.Table, judged: Sequence[Judged], rows: Sequence[int]) -> pa.Table:
-    """Return some rows of a table; those that no step has touched go through as they are."""
-    touched = {
-        i: judged[row].original if judged[row].reason else judged[row].document
-        for i, row in enumerate(rows)
-        if judged[row].touched
-    }
-    if len(touched) == len(rows):
-        return to_table(list(touched.values()))
-    return with_documents(table.take(pa.array(rows, pa.int64())), touched)
+    gone = [row for row, entry in enumerate(judged) if entry.reason]
+    edits: dict[int, EditMap] = {}
+    for i, row in enumerate(kept):
+        found = judged[row].edits
+        if found is not None:
+            edits[i] = found
+            sink.result.counts.add(judged[row].counts)
+    after = [judged[row].current for row in kept]
+    sink.write_kept(with_pages(table, kept, [pages[row] for row in kept], after, edits))
+    after = [judged[row].original for row in gone]
+    table = with_pages(table, gone, [pages[row] for row in gone], after, {})
+    sink.write_dropped(table, [judged[row].reason for row in gone])
 
 
 def judge(
-    documents: Sequence[Document], steps: Mapping[str, Step], tally: Mapping[str, StepCounts]
+    pages: Sequence[Document], steps: Mapping[str, Step], tally: Mapping[str, StepCounts]
 ) -> list[Judged]:
-    """Run steps over some documents and count what each step did.
+    """Run steps over some pages and count what each step did.
 
     A step sees a text as if nobody had edited it before, so that its own runs can be checked.
     """
-    judged = [
-        Judged(document, document.changed(edits=identity(document.text)), document.edits)
-        for document in documents
-    ]
+    judged = [Judged(page, page) for page in pages]
     left = judged
     for name, step in steps.items():
         counts, start = tally[name], time.process_time()
@@ -155,7 +140,6 @@ def judge(
         for entry, verdict in zip(left, verdicts, strict=True):
             entry.settle(step.name, verdict, counts)
         left = [entry for entry in left if not entry.reason]
-        counts.bytes_out += text_size(entry.current.text for entry in left)[0]
         counts.seconds += time.process_time() - start
     return judged
 

@@ -7,7 +7,6 @@ on one ExitStack, and the failure path runs no collective.
 """
 
 import logging
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,21 +14,25 @@ from llmtrain import logs
 from llmtrain.config.load import to_plain, write_yaml
 from llmtrain.config.run import RunConfig
 from llmtrain.data.held_out import EvaluationBatches
-from llmtrain.data.loader import Batches, BatchPlan
-from llmtrain.data.store import TokenStore
+from llmtrain.data.loader import Batches
+from llmtrain.data.plan import BatchPlan, plan_of
+from llmtrain.data.store import open_sources
 from llmtrain.engine.choose import make_engine
 from llmtrain.engine.protocol import Engine
 from llmtrain.errors import LLMTrainError
 from llmtrain.parallel.mesh import World
 from llmtrain.train import loop
 from llmtrain.train.checkpoint import Checkpoints
+from llmtrain.train.document_losses import DocumentLosses
 from llmtrain.train.evaluation import Evaluation
 from llmtrain.train.facts import data_facts
 from llmtrain.train.guard import Guard, stop_signals
-from llmtrain.train.loss import pretraining_loss
+from llmtrain.train.loss import Observer, pretraining_loss
 from llmtrain.train.metrics import Meter, Metrics, TimedBatches
+from llmtrain.train.mixing import Mixing
 from llmtrain.train.optimizer import optimizer_factory
 from llmtrain.train.progress import Progress
+from llmtrain.train.run_journal import RunJournal
 from llmtrain.train.rundir import ExitReason, RunDirectory
 from llmtrain.train.schedule import learning_rate
 from llmtrain.train.tracker import open_sinks
@@ -44,7 +47,7 @@ def train(config: RunConfig) -> int:
     logs.setup(run.path, world.rank)
     progress = Progress(
         num_steps=config.training.num_steps,
-        tokens_per_step=config.training.global_batch_tokens,
+        steps=config.training.steps,
         stop_at_step=config.training.stop_at_step,
     )
     reason = ExitReason.FAILED
@@ -69,28 +72,39 @@ def _train(config: RunConfig, run: RunDirectory, world: World, progress: Progres
     """Build every part, resume, and run the loop."""
     with ExitStack() as stack:
         stop_asked = stack.enter_context(stop_signals())
-        plan, held_out = _plan(config), _held_out(config, world)
+        data = config.data
+        plan = plan_of(config, open_sources(data.sources, data.cache_dir, check=False))
+        held_out = _held_out(config, world)
         num_sources = max(len(p.source_names) for p in (plan, held_out) if p is not None)
-        engine = _engine(config, world, num_sources)
+        documents = DocumentLosses(run.path, world, plan.source_names, config.monitor)
+        engine = _engine(config, world, num_sources, documents.observe)
         stack.callback(engine.close)
+        mixing = Mixing(plan)
+        journal = RunJournal(
+            plan, mixing, run.journal_json if world.rank == 0 else None,
+            accept_changed=data.accept_changed,
+        )  # fmt: skip
         checkpoints = Checkpoints(
             run.checkpoints, config.checkpoint, engine,
-            facts=data_facts(plan), carried=run.read_record,
+            facts=data_facts(plan), journal=journal, carried=run.read_record,
         )  # fmt: skip
         checkpoints.restore(progress)
         if world.rank == 0:
             write_yaml(config, run.config_yaml)
-        batches = _batches(config, plan, world, stack)
+        batches = TimedBatches(documents.asking(_batches(config, plan, world, stack)), world.device)
         schedule = learning_rate(config.optimizer, config.schedule, config.training.num_tokens)
-        hooks: list[loop.Hook] = [stack.enter_context(loop.GarbageCollection())]
+        hooks: list[loop.Hook] = [
+            mixing, stack.enter_context(loop.GarbageCollection()), documents,
+        ]  # fmt: skip
         metrics = None
         if world.rank == 0:
-            length, peak = config.training.sequence_length, config.monitor.peak_tflops
+            peak = config.monitor.peak_tflops
             metrics = Metrics(
                 open_sinks(stack, config.monitor, run, progress, to_plain(config)),
-                Meter.of(config.model, length, world.device, world.world_size, peak),
+                Meter.of(config.model, world.device, world.world_size, peak),
                 schedule=schedule, source_names=plan.source_names,
-                batches=batches, every_steps=config.monitor.log_every_steps,
+                batches=batches, batch_hash=plan.batch_hash,
+                every_steps=config.monitor.log_every_steps,
             )  # fmt: skip
             hooks.append(metrics)
         if held_out is not None:
@@ -109,18 +123,6 @@ def _train(config: RunConfig, run: RunDirectory, world: World, progress: Progres
         )  # fmt: skip
 
 
-def _open(stores: Mapping[str, str]) -> dict[str, TokenStore]:
-    return {name: TokenStore.open(path) for name, path in stores.items()}
-
-
-def _plan(config: RunConfig) -> BatchPlan:
-    training = config.training
-    return BatchPlan(
-        _open(config.data.sources), config.mixture.weights, seed=training.seed,
-        sequence_length=training.sequence_length, global_batch_size=training.global_batch_size,
-    )  # fmt: skip
-
-
 def _held_out(config: RunConfig, world: World) -> EvaluationBatches | None:
     """The held-out windows this rank scores, as many micro-batches at a time as in training."""
     if config.evaluation.every_steps is None or not config.data.validation:
@@ -128,15 +130,16 @@ def _held_out(config: RunConfig, world: World) -> EvaluationBatches | None:
     rows = config.training.global_batch_size // world.dp_size
     micro = config.training.micro_batch_size
     return EvaluationBatches(
-        _open(config.data.validation), sequence_length=config.training.sequence_length,
+        open_sources(config.data.validation, config.data.cache_dir, check=False),
+        sequence_length=config.training.sequence_length,
         micro_batch_size=micro, num_microbatches=rows // micro,
         dp_rank=world.dp_rank, dp_size=world.dp_size,
         max_windows=config.evaluation.windows_per_source,
     )  # fmt: skip
 
 
-def _batches(config: RunConfig, plan: BatchPlan, world: World, stack: ExitStack) -> TimedBatches:
-    """The rows of this rank, on its device; reading ahead ends with ``stack``."""
+def _batches(config: RunConfig, plan: BatchPlan, world: World, stack: ExitStack) -> Batches:
+    """The rows of this rank; reading ahead ends with ``stack``."""
     batches = Batches(
         plan,
         dp_rank=world.dp_rank,
@@ -145,15 +148,15 @@ def _batches(config: RunConfig, plan: BatchPlan, world: World, stack: ExitStack)
         prefetch=config.data.prefetch_batches,
         pin_memory=world.device.type == "cuda",
     )
-    return TimedBatches(stack.enter_context(batches), world.device)
+    return stack.enter_context(batches)
 
 
-def _engine(config: RunConfig, world: World, num_sources: int) -> Engine:
+def _engine(config: RunConfig, world: World, num_sources: int, observe: Observer) -> Engine:
     training = config.training
     return make_engine(
         config.model, config.parallel, config.engine, world, seed=training.seed,
         loss=pretraining_loss(
-            num_sources, config.engine.loss_chunk_tokens, training.z_loss_weight
+            num_sources, config.engine.loss_chunk_tokens, training.z_loss_weight, observe
         ),
         optimizer_factory=optimizer_factory(config.optimizer),
         grad_clip_norm=config.optimizer.grad_clip_norm,

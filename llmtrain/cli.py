@@ -19,7 +19,7 @@ from importlib import import_module
 from typing import Any
 
 from llmtrain import logs
-from llmtrain.config.arguments import MULTIRUN, OPTIONS, Arguments, parse
+from llmtrain.config.arguments import MULTIRUN, OPTIONS, Arguments, parse, verbatim
 from llmtrain.config.commands import ParityConfig, ReportConfig
 from llmtrain.config.generate import EvalConfig, GenerateConfig
 from llmtrain.config.load import (
@@ -33,6 +33,7 @@ from llmtrain.config.load import (
 )
 from llmtrain.config.run import RunConfig, check
 from llmtrain.config.strict import build
+from llmtrain.config.trace import TraceConfig
 from llmtrain.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,8 @@ class Command:
     """Overrides that show it at work."""
     ranks: bool = False
     """Whether a launcher may start it on several ranks."""
+    verbatim: tuple[str, ...] = ()
+    """Fields whose values are taken as they are written, whatever characters they hold."""
 
 
 COMMANDS = {
@@ -107,6 +110,13 @@ COMMANDS = {
         schema=ReportConfig,
         entry="llmtrain.report.page:main",
         example="run=runs/demo",
+    ),
+    "trace": Command(
+        help="the documents in the batch of a step, or the steps that saw a document",
+        schema=TraceConfig,
+        entry="llmtrain.trace.command:main",
+        example="run=runs/demo step=12 text=true    (or url=ADDRESS, doc=ID; verify=true)",
+        verbatim=("url", "doc"),
     ),
 }  # fmt: skip
 """Commands by name; each has its root in ``conf/NAME.yaml``."""
@@ -150,6 +160,7 @@ def _dispatch(words: list[str], launch: Launch) -> int:
             sys.stdout.write(help_text(arguments.command))
         return 0 if arguments.help else 2
     command = COMMANDS[arguments.command]
+    arguments.overrides = verbatim(arguments.overrides, command.verbatim)
     if arguments.show:
         if launch.rank == 0:
             sys.stdout.write(to_yaml(_compose(command, arguments)))

@@ -20,8 +20,10 @@ from llmtrain import logs
 from llmtrain.config.load import config_hash, from_yaml
 from llmtrain.config.resume import changes, identity
 from llmtrain.config.run import RunConfig, broken_rules
-from llmtrain.data.mixture import check_tokenizers, source_shares
-from llmtrain.data.store import TokenStore
+from llmtrain.data.location import absolute
+from llmtrain.data.mixture import check_tokenizers
+from llmtrain.data.plan import plan_of
+from llmtrain.data.store import TokenStore, open_source
 from llmtrain.errors import CheckpointError, ConfigError, DataError, LLMTrainError
 from llmtrain.tokenizer.tokenizer import Tokenizer
 from llmtrain.tokenizer.tokenizer import load as load_tokenizer
@@ -74,8 +76,9 @@ def resolve(config: RunConfig) -> RunConfig:
             config.data,
             sources={n: _absolute(p) for n, p in config.data.sources.items()},
             validation={n: _absolute(p) for n, p in config.data.validation.items()},
+            cache_dir=None if config.data.cache_dir is None else absolute(config.data.cache_dir),
         ),
-        tokenizer=replace(config.tokenizer, path=None if path is None else _absolute(path)),
+        tokenizer=replace(config.tokenizer, path=None if path is None else absolute(path)),
         runs_dir=os.path.expanduser(config.runs_dir),
     )
     if config.name is None:
@@ -85,8 +88,8 @@ def resolve(config: RunConfig) -> RunConfig:
     return config
 
 
-def _absolute(path: str) -> str:
-    return os.path.abspath(os.path.expanduser(path))
+def _absolute(at: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    return absolute(at) if isinstance(at, str) else tuple(map(absolute, at))
 
 
 def _data_problems(config: RunConfig) -> Iterator[str]:
@@ -109,7 +112,7 @@ def _data_problems(config: RunConfig) -> Iterator[str]:
     for section in ("sources", "validation"):
         for name, path in getattr(config.data, section).items():
             try:
-                store = TokenStore.open(path)
+                store = open_source(path, config.data.cache_dir)
                 _check_store(store, config, tokenizer)
                 opened[f"data.{section}.{name}"] = store
             except DataError as error:
@@ -119,13 +122,13 @@ def _data_problems(config: RunConfig) -> Iterator[str]:
 
 def _mixture_problems(config: RunConfig, opened: Mapping[str, TokenStore]) -> Iterator[str]:
     """What keeps good stores from being trained on together."""
-    names, weights = config.data.sources, config.mixture.weights
+    names = config.data.sources
     sources = {n: opened[path] for n in names if (path := f"data.sources.{n}") in opened}
-    if not sources or len(sources) < len(names) or set(weights or names) != set(names):
+    if not sources or len(sources) < len(names) or broken_rules(config):
         return  # said already
     try:
         check_tokenizers(opened)
-        source_shares(sources, weights, config.training.sequence_length)
+        plan_of(config, sources)
     except ConfigError as error:
         yield from error.problems
     except DataError as error:

@@ -1,11 +1,18 @@
 """Small token stores for tests, with documents whose tokens tell where they are from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from llmtrain.config.mixture import ConstantMixture
+from llmtrain.config.ramp import BatchStage, LengthStage, StepSchedule
+from llmtrain.data.journal import Journal
 from llmtrain.data.lineage import DocumentRecord
+from llmtrain.data.mixture import Mixture
+from llmtrain.data.order import ConcatOrder
+from llmtrain.data.plan import BatchPlan
+from llmtrain.data.shares import share_schedule
 from llmtrain.data.store import ShardWriter, TokenStore, write_manifest
 
 VOCAB_SIZE = 32_000
@@ -40,3 +47,31 @@ def random_documents(num_documents: int, mean_length: int, seed: int = 0) -> lis
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 2 * mean_length, num_documents)
     return [rng.integers(2, VOCAB_SIZE, length).tolist() for length in lengths]
+
+
+def plan_over(
+    stores: Mapping[str, TokenStore],
+    weights: Mapping[str, float] | None,
+    *,
+    seed: int = 0,
+    sequence_length: int,
+    global_batch_size: int,
+    batch_ramp: Sequence[BatchStage] = (),
+    length_ramp: Sequence[LengthStage] = (),
+    num_tokens: int = 1 << 40,
+    journal: Journal | None = None,
+) -> BatchPlan:
+    """Make the plan of a run that concatenates ``stores`` and mixes them by ``weights``."""
+    orders = {
+        name: ConcatOrder(store, name, seed=seed, window_tokens=sequence_length)
+        for name, store in stores.items()
+    }
+    schedule = share_schedule(
+        ConstantMixture(weights=weights),
+        {name: order.num_windows for name, order in orders.items()},
+        unit_tokens=sequence_length,
+        num_tokens=num_tokens,
+    )
+    tokens = global_batch_size * sequence_length
+    steps = StepSchedule(sequence_length, tokens, batch_ramp, length_ramp)
+    return BatchPlan(orders, Mixture(schedule), steps, seed=seed, journal=journal)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from data_pipeline.config.checks import check_positive, check_seed, check_share, check_unread
+from llmtrain.config.run import RunConfig as TrainConfig
 from llmtrain.errors import ConfigError
 
 
@@ -129,3 +130,84 @@ class VerifyConfig:
 
     store: str
     """Folder of the store."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackConfig:
+    """``llmtrain-data pack``: count the windows that best-fit packing makes of a token store."""
+
+    store: str
+    """Folder of the store, or path prefix of another program's."""
+    sequence_length: int
+    """Tokens of a window, as training.sequence_length will be."""
+    num_workers: int = 1
+    """Worker processes."""
+    time_limit_s: float = 36_000.0
+    """Seconds one attempt at a run of blocks may take."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        check_positive(
+            sequence_length=self.sequence_length, num_workers=self.num_workers,
+            time_limit_s=self.time_limit_s,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixturePlanConfig:
+    """``llmtrain-data mixture``: what a training run would read, before it begins."""
+
+    run: str | None = None
+    """Folder of a run, whose plan is told; or give the overrides of ``llmtrain train``."""
+    plot: str | None = None
+    """File for the plan as one HTML page."""
+    json: str | None = None
+    """File for the plan as JSON; - prints it and no table."""
+    train: TrainConfig | None = None
+    """The training configuration: made of the other overrides, never given by itself."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BucketsConfig:
+    """``llmtrain-data buckets``: a token store cut by a score of its documents."""
+
+    store: str
+    """Folder of the store."""
+    out: str
+    """Folder for the stores ``bucket-1``, ``bucket-2``, ..., the lowest scores first."""
+    by: str
+    """length (tokens), FILE.parquet with the columns id and score, or the name of a number that
+    `llmtrain-data run` noted with the documents, such as quality."""
+    buckets: int = 4
+    """Stores to make, of about equal tokens."""
+    data: str | None = None
+    """Folder that ``llmtrain-data run`` wrote, for its numbers; null looks beside the store."""
+    num_workers: int = 1
+    """Worker processes."""
+    time_limit_s: float = 36_000.0
+    """Seconds one attempt at one part of the store may take."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        check_positive(num_workers=self.num_workers, time_limit_s=self.time_limit_s)
+        if not 2 <= self.buckets <= 256:
+            raise ConfigError(f"buckets={self.buckets}; use a number from 2 to 256")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReopenConfig:
+    """``llmtrain-data reopen``: the raw records behind documents of token stores."""
+
+    requests: str
+    """File of JSON lines, one for each document; - reads them from standard input."""
+    raw: str | tuple[str, ...] = ()
+    """Paths, folders or globs where raw files lie that are not where they were read."""
+    records: bool = True
+    """Whether to open the records and extract them again."""
+    rules: bool = False
+    """Whether to tell what each rule of the pipeline changed."""
+
+    def __post_init__(self) -> None:
+        """Refuse to do nothing."""
+        if not self.records and not self.rules:
+            raise ConfigError("records=false and rules=false ask for nothing; set one of them true")

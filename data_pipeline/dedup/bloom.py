@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.compiled import compiled
-from data_pipeline.dedup.minhash import mix
+from data_pipeline.text.hashing import mix
 
 _BLOCK_BITS = 512
 _BLOCKING = 1.25

@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_pipeline.dedup.jaccard import (
     SET_BAND,
@@ -26,7 +27,7 @@ from data_pipeline.dedup.jaccard import (
     settle_sets,
 )
 from data_pipeline.dedup.keyed import shard_files, tables_of
-from data_pipeline.dedup.keys import LAST_ORDER, age
+from data_pipeline.dedup.keys import LAST_ORDER, age, halves
 from data_pipeline.dedup.minhash import MinHasher
 from data_pipeline.dedup.sorted_runs import (
     PartWriter,
@@ -53,6 +54,8 @@ RANK = np.dtype([
     ("order_hi", "<u8"), ("order_lo", "<u8"), ("id_hi", "<u8"), ("id_lo", "<u8"),
 ])  # fmt: skip
 """What decides which member of a cluster stays: the smallest."""
+_RANKED_BY: dict[Keep, tuple[str, ...]] = {"newest": ("timestamp",), "quality": ("metadata",)}
+"""Columns that a policy looks at, besides the text."""
 _HIGHEST_SCORE = 1e12
 KNOWN = np.dtype([("document", "<u4")])
 """A document that shares a band with an earlier corpus."""
@@ -60,9 +63,15 @@ KNOWN = np.dtype([("document", "<u4")])
 
 def star_edges(records: Records) -> tuple[Records, Records]:
     """Return (the first record of every key, sorted by key; edges from the others to it)."""
-    ordered = records[np.lexsort((records["document"], records["key"]))]
+    ordered = records[np.argsort(records["key"])]
+    same = ordered["key"][1:] == ordered["key"][:-1]
+    shared = np.zeros(len(ordered), bool)
+    shared[1:] |= same
+    shared[:-1] |= same
+    contested = ordered[shared]
+    ordered[shared] = contested[np.lexsort((contested["document"], contested["key"]))]
     first = np.ones(len(ordered), bool)
-    first[1:] = ordered["key"][1:] != ordered["key"][:-1]
+    first[1:] = ~same
     return ordered[first], edges_to_first(ordered["document"], first)
 
 
@@ -87,30 +96,29 @@ def emit_bands(
     )  # fmt: skip
     sets = SetWriter(folder, index) if checked else None
     ranks = []
-    for row, table in tables_of(out, shard, ("id", "text", "timestamp", "metadata")):
-        texts = table.column("text").to_pylist()
+    for row, table in tables_of(out, shard, ("id", "text", *_RANKED_BY.get(keep, ()))):
+        texts = table.column("text").combine_chunks()
         keys = hasher.band_keys_batch(texts)
         records = np.empty(keys.shape, SET_BAND if checked else BAND)
         records["key"] = keys
         records["document"] = np.arange(first + row, first + row + len(texts))[:, None]
         if sets is not None:
-            hashes = [sets.add(np.unique(hasher.shingles(text))) for text in texts]
+            hashes = [sets.add(np.unique(hasher.shingles(text))) for text in texts.to_pylist()]
             records["set"] = np.array(hashes, np.uint64)[:, None]
         writer.add(records.ravel())
-        ranks.append(_ranks(table, texts, keep))
+        ranks.append(_ranks(table, keep))
     name = f"work/ranks-{index:05d}.bin"
     work = {name: write_array(folder / name, ranks), **writer.close()}
     return TaskResult(work=work | (sets.close() if sets else {}))
 
 
-def _ranks(table: pa.Table, texts: Sequence[str], keep: Keep) -> Records:
+def _ranks(table: pa.Table, keep: Keep) -> Records:
     """Return the rank of every document; smaller ones stay."""
-    ranks = np.empty(len(texts), RANK)
-    ids = [int(id_, 16) for id_ in table.column("id").to_pylist()]
-    ranks["id_hi"] = [id_ >> 64 for id_ in ids]
-    ranks["id_lo"] = [id_ & LAST_ORDER for id_ in ids]
-    shortness = np.array([LAST_ORDER - len(text) for text in texts], np.uint64)
-    ranks["order_hi"] = ranks["order_lo"] = shortness
+    ranks = np.empty(table.num_rows, RANK)
+    ids = halves([bytes.fromhex(id_) for id_ in table.column("id").to_pylist()])
+    ranks["id_hi"], ranks["id_lo"] = ids[:, 0], ids[:, 1]
+    characters = pc.utf8_length(table.column("text")).to_numpy().astype(np.uint64)
+    ranks["order_hi"] = ranks["order_lo"] = np.uint64(LAST_ORDER) - characters
     if keep == "newest":
         ranks["order_hi"] = [age(moment) for moment in table.column("timestamp").to_pylist()]
     elif keep == "quality":

@@ -53,8 +53,15 @@ def edges_to_first(documents: npt.NDArray[np.uint32], first: npt.NDArray[np.bool
     edges = np.empty(len(documents), EDGE)
     edges["document"] = documents
     edges["root"] = documents[np.flatnonzero(first)][np.cumsum(first) - 1] if len(documents) else 0
-    edges = edges[edges["document"] != edges["root"]]
-    unique: Records = np.unique(edges)
+    return unique_edges(edges[edges["document"] != edges["root"]])
+
+
+def unique_edges(edges: Records) -> Records:
+    """Return edges in order, none twice."""
+    numbers = np.unique((edges["document"].astype(np.uint64) << np.uint64(32)) | edges["root"])
+    unique = np.empty(len(numbers), EDGE)
+    unique["document"] = numbers >> np.uint64(32)
+    unique["root"] = numbers & np.uint64(0xFFFFFFFF)
     return unique
 
 
@@ -83,9 +90,8 @@ def candidates(records: Records, limit: int) -> Iterator[Records]:
 
 def _unique(pairs: Sequence[Records]) -> Records:
     """Return pairs of two documents in order, none twice."""
-    found = np.unique(np.concatenate([np.empty(0, EDGE), *pairs]))
-    different: Records = found[found["document"] != found["root"]]
-    return different
+    found = np.concatenate([np.empty(0, EDGE), *pairs])
+    return unique_edges(found[found["document"] != found["root"]])
 
 
 class SetWriter:

@@ -176,19 +176,23 @@ class LocalExecutor:
         unfinished = len(waiting)
         while unfinished:
             self._dispatch(waiting)
+            done: list[tuple[Task, Any]] = []
             for worker in self._ready():
                 task = worker.task
                 kind, value = self._receive(worker)
                 if task is None or kind == "taken":
                     continue
                 if kind == "done":
-                    unfinished -= 1
-                    on_result(task, value)
+                    done.append((task, value))
                 elif kind == "refused":
                     raise value
                 else:
                     failures.note(task.key, kind, value)
                     waiting.appendleft(task)
+            self._dispatch(waiting)  # nobody waits while the driver is busy with results
+            for task, value in done:
+                unfinished -= 1
+                on_result(task, value)
 
     def _dispatch(self, waiting: deque[Task]) -> None:
         """Give every idle worker a task, starting workers while there is work for more."""

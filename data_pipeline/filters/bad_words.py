@@ -24,8 +24,8 @@ from data_pipeline.document import Document
 from data_pipeline.filters.block_lists import ListFile, entries, file_digest
 from data_pipeline.step import Dropped, Finding, Kept, StepKind, Verdict
 from data_pipeline.text.code_points import ALPHANUMERIC, code_points, properties
+from data_pipeline.text.hashing import mix
 from data_pipeline.text.letter_case import lower_case
-from data_pipeline.text.words import mix
 from llmtrain.errors import DataError
 
 _UNSPACED = frozenset({"ja", "th", "zh"})

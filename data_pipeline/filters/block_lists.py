@@ -27,7 +27,7 @@ import numpy.typing as npt
 import zstandard
 
 from data_pipeline.compiled import compiled
-from data_pipeline.text.words import mix
+from data_pipeline.text.hashing import mix
 from llmtrain.errors import DataError
 
 _HOSTS_FILE = frozenset({"0.0.0.0", "127.0.0.1", "::", "::1"})

@@ -7,6 +7,7 @@ between two of them stands either nothing or the newline that joins two kept lin
 """
 
 from collections.abc import Sequence
+from itertools import starmap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -194,8 +195,8 @@ def _good_end(line: Any, start: int, end: int, marks: Any) -> Any:
         return True
     good = False
     if end > start:
-        for mark in marks:
-            good |= line[end - 1] == mark
+        for k in range(marks.shape[0]):
+            good |= line[end - 1] == marks[k]
     if good and end - start >= 3 and line[end - 1] == _STOP:
         good = line[end - 2] != _STOP or line[end - 3] != _STOP
     return good
@@ -334,7 +335,7 @@ def walk(text: str, rules: LineRules, every: bool = False) -> Lines:
     )  # fmt: skip
     numbers = counts.tolist()
     return Lines(
-        runs=list(map(Run._make, runs.tolist())),
+        runs=list(starmap(Run, runs.tolist())),
         deleted=numbers[: WHITESPACE + 1],
         inserted=numbers[_INSERTED],
         kept=numbers[_KEPT],

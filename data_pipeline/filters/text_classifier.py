@@ -20,8 +20,9 @@ import numpy.typing as npt
 
 from data_pipeline.compiled import compiled
 from data_pipeline.text.code_points import DIGIT, LINE_BREAK, properties
+from data_pipeline.text.hashing import mix
 from data_pipeline.text.letter_case import lower_case
-from data_pipeline.text.words import mix, words
+from data_pipeline.text.words import words
 from llmtrain.errors import DataError
 
 _MAGIC = b"llmtrain-classifier 1\n"

@@ -25,8 +25,8 @@ from data_pipeline.text.code_points import (
     code_points,
     properties,
 )
+from data_pipeline.text.hashing import mix
 from data_pipeline.text.letter_case import lower_case
-from data_pipeline.text.words import mix
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _START = np.uint64(0xCBF29CE484222325)

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.compiled import compiled
-from data_pipeline.text.words import BASE, hash_points, mix
+from data_pipeline.text.hashing import mix
+from data_pipeline.text.words import BASE, hash_points
 
 _NEWLINE = 10
 _ONE = np.uint64(1)
@@ -134,6 +135,16 @@ def _value(sums: Any, powers: Any, k: int, n: int) -> Any:
 
 
 @compiled
+def _scratch(most: int) -> Any:
+    """Return (shift, filter shift, filter, slots, keys) to look up so many n-grams."""
+    bits = _bits(most)
+    seen = np.empty(4 << bits, dtype=np.uint8)
+    slots = np.empty(1 << bits, dtype=np.int32)
+    keys = np.empty(most, dtype=np.uint64)
+    return np.uint64(64 - bits), np.uint64(62 - bits), seen, slots, keys
+
+
+@compiled
 def _twice(sums: Any, powers: Any, n: int, total: int, shift: Any, seen: Any) -> None:
     """Count values per place of a filter, up to 2; one that stands alone is unique for certain."""
     for k in range(seen.shape[0]):
@@ -152,11 +163,7 @@ def top_ngrams(sizes: Any, sequence: Any, first: int, last: int, longest: bool) 
     """
     result = np.zeros((last - first + 1, 2), dtype=np.int64)
     most = max(sizes.shape[0] - first, 0)
-    bits = _bits(most)
-    shift, filter_shift = np.uint64(64 - bits), np.uint64(62 - bits)
-    seen = np.empty(4 << bits, dtype=np.uint8)
-    slots = np.empty(1 << bits, dtype=np.int32)
-    keys = np.empty(most, dtype=np.uint64)
+    shift, filter_shift, seen, slots, keys = _scratch(most)
     counts = np.empty(most, dtype=np.int32)
     lengths = np.empty(most, dtype=np.int64)
     sums, powers = sequence[0], sequence[1]
@@ -200,11 +207,7 @@ def duplicate_ngrams(sizes: Any, joined: Any, first: int, last: int) -> Any:
     """
     result = np.zeros(last - first + 1, dtype=np.int64)
     most = max(sizes.shape[0] - first, 0)
-    bits = _bits(most)
-    shift, filter_shift = np.uint64(64 - bits), np.uint64(62 - bits)
-    seen = np.empty(4 << bits, dtype=np.uint8)
-    slots = np.empty(1 << bits, dtype=np.int32)
-    keys = np.empty(most, dtype=np.uint64)
+    shift, filter_shift, seen, slots, keys = _scratch(most)
     sums, powers = joined[0], joined[1]
     for n in range(first, last + 1):
         total = sizes.shape[0] - n
@@ -233,11 +236,7 @@ def covered_characters(sizes: Any, sequence: Any, first: int, last: int) -> Any:
     """Return the characters of all words inside an n-gram that stands at least twice, n by n."""
     result = np.zeros(last - first + 1, dtype=np.int64)
     most = max(sizes.shape[0] - first, 0)
-    bits = _bits(most)
-    shift, filter_shift = np.uint64(64 - bits), np.uint64(62 - bits)
-    seen = np.empty(4 << bits, dtype=np.uint8)
-    slots = np.empty(1 << bits, dtype=np.int32)
-    keys = np.empty(most, dtype=np.uint64)
+    shift, filter_shift, seen, slots, keys = _scratch(most)
     counts = np.empty(most, dtype=np.int32)
     entry_of = np.empty(most, dtype=np.int32)
     sums, powers = sequence[0], sequence[1]

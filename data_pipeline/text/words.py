@@ -37,6 +37,7 @@ from data_pipeline.text.code_points import (
     code_points,
     properties,
 )
+from data_pipeline.text.hashing import mix
 
 HAS_LETTER, HAS_CONTENT = 1, 2
 """Flags of a word: it has an alphabetic character; it has one that is no punctuation."""
@@ -44,9 +45,6 @@ BASE = np.uint64(0x9FB21C651E98DF25)
 """Odd base of the hash of words: sum of (code point + 1) x base^(characters that follow)."""
 _BASE4 = np.uint64(pow(int(BASE), 4, 1 << 64))
 _ONE = np.uint64(1)
-_MIX1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX2 = np.uint64(0x94D049BB133111EB)
-_U27, _U30, _U31 = np.uint64(27), np.uint64(30), np.uint64(31)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +124,6 @@ def _split(points: Any, table: Any, starts: Any, ends: Any, sums: Any, flags: An
         count += 1
         i = j
     return count
-
-
-@compiled
-def mix(x: Any) -> Any:
-    """Scramble 64 bits: SplitMix64's output function (doi:10.1145/2660193.2660195)."""
-    x = (x ^ (x >> _U30)) * _MIX1
-    x = (x ^ (x >> _U27)) * _MIX2
-    return x ^ (x >> _U31)
 
 
 @compiled

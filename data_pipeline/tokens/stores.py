@@ -9,6 +9,7 @@ file written; what an earlier run published is taken away before the first part 
 """
 
 import logging
+import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 SAMPLE_PLACES, SAMPLE_DOCUMENTS, SAMPLE_BYTES = 8, 64, 1_000_000
 """Encoders are compared on the first documents of this many files, up to this much text."""
 _MIN_CHUNK, _MAX_CHUNK = 1 << 22, 1 << 28
+_SLICE_BYTES = 1 << 16
+"""What the second pass reads from one place is about this long, on average, or longer."""
 _FULL = 0.95
 """How full a shuffled part is on average: hashes fill parts unequally."""
 
@@ -107,7 +110,7 @@ class StoreJob:
         self, stage: Stage, task: Callable[..., TaskResult], jobs: Jobs, common: dict[str, Any]
     ) -> list[TaskResult]:
         """Scatter, then gather every part; return the results with the counts of the first pass."""
-        chunk = min(max(self.memory_bytes // 16, _MIN_CHUNK), _MAX_CHUNK)
+        chunk = self.chunk_bytes(sum(cost for _, cost in jobs))
         scatter = Scatter(self.config.shuffle_seed, chunk)
         first = stage.run(
             "scatter", task, [({**job, **common, "scatter": scatter}, cost) for job, cost in jobs]
@@ -130,6 +133,15 @@ class StoreJob:
         second = stage.run("parts", gather_part, gather)
         _check_gathered(totals, parts_of(second))
         return [TaskResult(counts=counts, details={"parts": []}), *second]
+
+    def chunk_bytes(self, text_bytes: int) -> int:
+        """Return how much a worker sorts at a time, for ``text_bytes`` in all; changes no byte.
+
+        Of each of the ``text_bytes / chunk`` chunks a range of keys, half a chunk, takes
+        ``chunk**2 / (2 * text_bytes)`` bytes.
+        """
+        wanted = math.isqrt(2 * text_bytes * _SLICE_BYTES)
+        return max(min(wanted, self.memory_bytes // 16, _MAX_CHUNK), _MIN_CHUNK)
 
     def _gather_jobs(
         self, store: str, total: Counter[str], files: list[str], chunk: int

@@ -76,6 +76,19 @@ def parse(
     return arguments
 
 
+def verbatim(overrides: Sequence[str], fields: Collection[str]) -> list[str]:
+    """Quote the values of some fields, so that addresses and ids reach them as they are."""
+    return [_quoted(word) if word.partition("=")[0] in fields else word for word in overrides]
+
+
+def _quoted(word: str) -> str:
+    key, _, value = word.partition("=")
+    if value[:1] in ("'", '"') or value == "null":
+        return word
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'{key}="{escaped}"'
+
+
 def _set_option(arguments: Arguments, option: str, value: str) -> None:
     if option == "--config-dir":
         arguments.config_dirs.append(Path(value))

@@ -17,6 +17,7 @@ from llmtrain.config.generate import EvalConfig, GenerateConfig
 from llmtrain.config.load import to_plain
 from llmtrain.config.run import RunConfig
 from llmtrain.config.strict import arms, show
+from llmtrain.config.trace import TraceConfig
 
 SCHEMAS: Mapping[str, Any] = {
     "train": RunConfig,
@@ -24,6 +25,7 @@ SCHEMAS: Mapping[str, Any] = {
     "generate": GenerateConfig,
     "eval": EvalConfig,
     "report": ReportConfig,
+    "trace": TraceConfig,
 }
 """Schema of every command."""
 

@@ -5,11 +5,18 @@ are the support matrix in ``support``.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 
-from llmtrain.config.data import DataConfig, MixtureConfig, TokenizerConfig
+from llmtrain.config.data import DataConfig, TokenizerConfig
 from llmtrain.config.fields import FATAL
+from llmtrain.config.mixture import (
+    AdaptiveMixture,
+    ConstantMixture,
+    MixtureConfig,
+    PhasesMixture,
+    name_problem,
+)
 from llmtrain.config.model import ModelConfig
 from llmtrain.config.parallel import EngineConfig, ParallelConfig, implied_world_size
 from llmtrain.config.support import SUPPORT
@@ -50,7 +57,7 @@ class RunConfig:
     """Learning rate over tokens."""
     data: DataConfig = field(default_factory=DataConfig)
     """Token stores."""
-    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    mixture: MixtureConfig = field(default_factory=ConstantMixture)
     """Shares of the sources."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     """Tokenizer of the stores."""
@@ -76,7 +83,31 @@ def broken_rules(config: RunConfig, world_size: int | None = None) -> list[str]:
     world = world_size or implied_world_size(config.parallel)
     found = [rule(config, world) for rule in RULES]
     found += [limit.message(config, world) for limit in SUPPORT]
-    return [message for message in found if message is not None]
+    messages = [message for message in found if message is not None]
+    return messages or _broken_on_ramps(config, world)
+
+
+def _broken_on_ramps(config: RunConfig, world: int) -> list[str]:
+    """What the shapes of steps on a ramp break of the support matrix, where the last breaks none.
+
+    A rule speaks of the batch and length it is shown, so the message begins with where they are.
+    """
+    training, messages = config.training, dict[str, None]()
+    longest = training.sequence_length
+    for units, length in training.steps.shapes()[:-1]:
+        shown = replace(
+            training,
+            sequence_length=length,
+            global_batch_tokens=units * longest,
+            micro_batch_size=training.micro_batch_size * (longest // length),
+            batch_ramp=(),
+            length_ramp=(),
+        )
+        on_ramp = replace(config, training=shown)
+        for limit in SUPPORT:
+            if (message := limit.message(on_ramp, world)) is not None:
+                messages[f"on the ramps of training, {message}"] = None
+    return list(messages)
 
 
 Rule = Callable[[RunConfig, int], str | None]
@@ -92,15 +123,45 @@ def name_is_a_folder(config: RunConfig, world: int) -> str | None:
 
 
 def batch_has_whole_rows(config: RunConfig, world: int) -> str | None:
-    """The global batch is a whole number of sequences."""
-    tokens, length = config.training.global_batch_tokens, config.training.sequence_length
-    if tokens % length == 0:
-        return None
-    near = max(1, round(tokens / length)) * length
-    return (
-        f"training.global_batch_tokens={tokens} is no multiple of "
-        f"training.sequence_length={length}; use {near}"
-    )
+    """Every global batch is a whole number of sequences of the longest length."""
+    training, length = config.training, config.training.sequence_length
+    batches = {"training.global_batch_tokens": training.global_batch_tokens} | {
+        f"training.batch_ramp[{i}].global_batch_tokens": stage.global_batch_tokens
+        for i, stage in enumerate(training.batch_ramp)
+    }
+    for name, tokens in batches.items():
+        if tokens % length:
+            near = max(1, round(tokens / length)) * length
+            return (
+                f"{name}={tokens} is no multiple of training.sequence_length={length}; use {near}"
+            )
+    return None
+
+
+def lengths_cut_the_longest(config: RunConfig, world: int) -> str | None:
+    """Every length of the ramp divides the longest."""
+    longest = config.training.sequence_length
+    for i, stage in enumerate(config.training.length_ramp):
+        if longest % stage.sequence_length:
+            return (
+                f"training.length_ramp[{i}].sequence_length={stage.sequence_length} does not "
+                f"divide training.sequence_length={longest}; use {longest} / 2, / 4, ..."
+            )
+    return None
+
+
+def ramps_end_within_the_run(config: RunConfig, world: int) -> str | None:
+    """No stage of a ramp is beyond the end of the run."""
+    training = config.training
+    for name in ("batch_ramp", "length_ramp"):
+        for i, stage in enumerate(getattr(training, name)):
+            if stage.until_tokens >= training.num_tokens:
+                return (
+                    f"training.{name}[{i}].until_tokens={stage.until_tokens} is not before the end "
+                    f"of the run, training.num_tokens={training.num_tokens}; shorten the ramp or "
+                    "train longer"
+                )
+    return None
 
 
 def sequence_fits_the_model(config: RunConfig, world: int) -> str | None:
@@ -115,15 +176,43 @@ def sequence_fits_the_model(config: RunConfig, world: int) -> str | None:
 
 
 def mixture_names_the_sources(config: RunConfig, world: int) -> str | None:
-    """Weights and sources have the same names."""
-    weights, sources = config.mixture.weights, config.data.sources
-    if weights is None or set(weights) == set(sources):
+    """The mixture names all sources and no other."""
+    return name_problem(config.mixture, config.data.sources)
+
+
+def phases_fit_the_run(config: RunConfig, world: int) -> str | None:
+    """The phases of the mixture end with the run, not before it and not after it."""
+    total = config.training.num_tokens
+    if not isinstance(config.mixture, PhasesMixture):
         return None
-    unknown, missing = sorted(set(weights) - set(sources)), sorted(set(sources) - set(weights))
-    parts = [f"mixture.weights names {n}, no source of data.sources" for n in unknown]
-    parts += [f"mixture.weights gives no share to the source {n}" for n in missing]
-    known = ", ".join(sorted(sources)) or "none"
-    return f"{'; '.join(parts)}; name exactly the sources: {known}"
+    *earlier, last = (phase.until_tokens for phase in config.mixture.phases)
+    for i, end in enumerate(earlier):
+        if end is not None and end >= total:
+            return (
+                f"mixture.phases[{i}].until_tokens={end} is not before the end of the run, "
+                f"training.num_tokens={total}, so phase {i + 1} never begins; shorten it, leave "
+                "the later phases out or train longer"
+            )
+    if last is None or last == total:
+        return None
+    return (
+        f"mixture.phases[{len(earlier)}].until_tokens={last} ends the last phase, the run ends at "
+        f"training.num_tokens={total}; use until_tokens=null or add a phase"
+    )
+
+
+def adaptive_interval_covers_reading_ahead(config: RunConfig, world: int) -> str | None:
+    """No batch is read ahead before the shares of its windows are decided."""
+    ahead = config.data.prefetch_batches + 2
+    least = ahead * config.training.global_batch_tokens
+    mixture = config.mixture
+    if not isinstance(mixture, AdaptiveMixture) or mixture.interval_tokens >= least:
+        return None
+    return (
+        f"mixture.interval_tokens={mixture.interval_tokens} is less than data.prefetch_batches + 2 "
+        f"= {ahead} batches of training.global_batch_tokens={config.training.global_batch_tokens}; "
+        f"use at least {least}"
+    )
 
 
 def schedule_fits_the_run(config: RunConfig, world: int) -> str | None:
@@ -139,10 +228,28 @@ def schedule_fits_the_run(config: RunConfig, world: int) -> str | None:
     )
 
 
+def fim_tokens_are_known(config: RunConfig, world: int) -> str | None:
+    """The model has rows for the tokens of fill-in-the-middle."""
+    fim, vocab_size = config.data.fim, config.model.vocab_size
+    largest = -1 if fim is None else max(fim.prefix_id, fim.middle_id, fim.suffix_id)
+    if largest < vocab_size:
+        return None
+    return f"data.fim has id {largest}, model.vocab_size={vocab_size} ends below; use other ids"
+
+
+DATA_RULES: tuple[Rule, ...] = (
+    batch_has_whole_rows,
+    lengths_cut_the_longest,
+    ramps_end_within_the_run,
+    mixture_names_the_sources,
+    phases_fit_the_run,
+    adaptive_interval_covers_reading_ahead,
+)
+"""Those without which there is no batch plan, whatever the model."""
 RULES: tuple[Rule, ...] = (
     name_is_a_folder,
-    batch_has_whole_rows,
+    *DATA_RULES,
     sequence_fits_the_model,
-    mixture_names_the_sources,
     schedule_fits_the_run,
+    fim_tokens_are_known,
 )

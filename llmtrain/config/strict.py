@@ -8,6 +8,7 @@ their ``kind`` tag), tuples, sequences, mappings and nested dataclasses. Nothing
 """
 
 import math
+import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
@@ -224,7 +225,7 @@ def _prefixed(problem: str, path: str, names: Iterable[str]) -> str:
     """A problem of ``__post_init__`` with the dotted path of its section."""
     if not path or problem.startswith(f"{path}."):
         return problem
-    first = problem.replace("=", " ", 1).split(" ", 1)[0].split(".", 1)[0]
+    first = re.split(r"[ =.\[]", problem, maxsplit=1)[0]
     return f"{path}.{problem}" if first in names else f"{path}: {problem}"
 
 

@@ -1,9 +1,11 @@
 """Length and batch of a run, optimizer, learning-rate schedule, checkpoints, monitoring."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from llmtrain.config.fields import FATAL, below, not_positive, outside
+from llmtrain.config.ramp import BatchStage, LengthStage, StepSchedule
 from llmtrain.errors import ConfigError
 
 
@@ -14,11 +16,15 @@ class TrainingConfig:
     num_tokens: int
     """Length of the run in training tokens; the last step is the first to reach it."""
     sequence_length: int = field(default=2048, metadata=FATAL)
-    """Tokens S in one row of the batch."""
+    """Tokens S in one row of the batch, the longest of the run."""
     global_batch_tokens: int = field(default=524288, metadata=FATAL)
     """Tokens in one optimizer step over all ranks; a multiple of sequence_length."""
+    batch_ramp: tuple[BatchStage, ...] = field(default=(), metadata=FATAL)
+    """Other batches until given tokens, in order; global_batch_tokens holds from then on."""
+    length_ramp: tuple[LengthStage, ...] = field(default=(), metadata=FATAL)
+    """Shorter rows until given tokens, in order; sequence_length holds from then on."""
     micro_batch_size: int = 1
-    """Rows one rank runs at a time."""
+    """Rows of sequence_length one rank runs at a time; of shorter rows as many more."""
     seed: int = field(default=0, metadata=FATAL)
     """Run seed; every random stream derives from it."""
     z_loss_weight: float = 0.0
@@ -30,18 +36,37 @@ class TrainingConfig:
         """Refuse counts below 1."""
         names = ("num_tokens", "sequence_length", "global_batch_tokens", "micro_batch_size")
         problems = below(self, 1, *names, "stop_at_step") + below(self, 0, "seed", "z_loss_weight")
+        problems += _unordered("batch_ramp", self.batch_ramp)
+        problems += _unordered("length_ramp", self.length_ramp)
         if problems:
             raise ConfigError(problems)
 
     @property
     def num_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return -(-self.num_tokens // self.global_batch_tokens)
+        return self.steps.num_steps(self.num_tokens)
 
     @property
     def global_batch_size(self) -> int:
-        """Rows in one optimizer step over all ranks."""
+        """Rows in one optimizer step over all ranks, after the ramps."""
         return self.global_batch_tokens // self.sequence_length
+
+    @property
+    def steps(self) -> StepSchedule:
+        """What every step takes; the batches are whole rows (see run.py)."""
+        return StepSchedule(
+            self.sequence_length, self.global_batch_tokens, self.batch_ramp, self.length_ramp
+        )
+
+
+def _unordered(name: str, ramp: tuple[BatchStage, ...] | tuple[LengthStage, ...]) -> list[str]:
+    """A problem for each stage of a ramp that does not end after the one before it."""
+    ends = [stage.until_tokens for stage in ramp]
+    return [
+        f"{name}[{i + 1}].until_tokens={later} must be above that of the stage before, {earlier}"
+        for i, (earlier, later) in enumerate(pairwise(ends))
+        if later <= earlier
+    ]
 
 
 _ONLY_FOR = {
@@ -183,8 +208,22 @@ class MonitorConfig:
     """Weights & Biases group; null means none."""
     peak_tflops: float | None = None
     """Peak TFLOP/s of one device for MFU; null takes the known peak of the GPU, else no MFU."""
+    document_loss_every_steps: int | None = None
+    """Steps between files of the loss of every document in the batch; null writes none.
+
+    They are RUN/document_loss/step-*.jsonl; `llmtrain trace losses=true` shows the worst first.
+    """
+    document_loss_steps: tuple[int, ...] = ()
+    """Steps with such a file besides, counted from 1."""
 
     def __post_init__(self) -> None:
-        """Refuse intervals below 1 and a peak that is no number."""
-        if problems := below(self, 1, "log_every_steps") + not_positive(self, "peak_tflops"):
+        """Refuse intervals and steps below 1 and a peak that is no number."""
+        problems = below(self, 1, "log_every_steps", "document_loss_every_steps")
+        problems += not_positive(self, "peak_tflops")
+        problems += [
+            f"document_loss_steps.{i}={step} must be at least 1, the first step"
+            for i, step in enumerate(self.document_loss_steps)
+            if step < 1
+        ]
+        if problems:
             raise ConfigError(problems)

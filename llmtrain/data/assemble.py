@@ -1,9 +1,12 @@
 """From windows of token stores to the tensors of a step: targets, positions, document ids, weights.
 
-Document boundaries come from the index of the store, never from a token. A target that belongs to
-another document than its input is no target; positions and document ids restart in every row.
+Windows are made of pieces of stores; rows are equal slices of windows, in order. Document
+boundaries come from the index of the store, never from a token. A target that belongs to another
+document than its input is no target; positions and document ids restart in every row. Inputs that
+no piece covers are padding: token 0, no target, a document id of their own.
 
-    assemble([store], np.zeros(8, np.int32), np.arange(8) * 512, 512, num_microbatches=2)
+    assemble_windows(plan.orders, chosen.sources, chosen.windows, unit_tokens=4096,
+                     sequence_length=1024, num_microbatches=2)
 """
 
 from collections.abc import Sequence
@@ -13,64 +16,196 @@ import numpy.typing as npt
 import torch
 
 from llmtrain.data.batch import IGNORE_INDEX, StepBatch
+from llmtrain.data.fim import FillInMiddle, Stretches
 from llmtrain.data.indexed import Int64Array
+from llmtrain.data.order import Pieces, SourceOrder
 from llmtrain.data.store import TokenStore
 
+Int32Array = npt.NDArray[np.int32]
 
-def assemble(
-    stores: Sequence[TokenStore],
-    sources: npt.NDArray[np.int32],
-    starts: Int64Array,
+GATHER_BELOW = 256
+"""Pieces of fewer tokens are read by index, all of a shard at once; longer ones slice by slice."""
+
+
+def assemble_windows(
+    orders: Sequence[SourceOrder],
+    sources: Int32Array,
+    windows: Int64Array,
+    *,
+    unit_tokens: int,
+    sequence_length: int,
+    num_microbatches: int,
+    epochs: Int64Array | None = None,
+    fim: FillInMiddle | None = None,
+) -> StepBatch:
+    """Return the rows of windows ``windows[u]`` of source ``sources[u]``, [U * k, S] tokens.
+
+    A window of ``unit_tokens`` gives k = unit_tokens // ``sequence_length`` rows. ``epochs[u]``,
+    null for the first, is read by ``fim`` alone.
+    """
+    parts = []
+    for source in np.unique(sources).tolist():
+        units = np.flatnonzero(sources == source)
+        pieces = orders[source].pieces(windows[units])
+        parts.append((orders[source].store, pieces._replace(row=units[pieces.row])))
+    rows = _Rows(len(sources) * unit_tokens, sequence_length)
+    starts = _fill(rows, parts, unit_tokens)
+    if fim is not None:
+        documents = _stretches([p for _, p in parts], starts, unit_tokens, rows.total)
+        unit = documents.place // unit_tokens
+        epoch = np.zeros_like(unit) if epochs is None else epochs[unit]
+        ends = rows.targets[documents.place + documents.length - 1] == IGNORE_INDEX
+        rows.without_target(
+            fim.apply(documents, sources[unit], epoch, ends, rows.tokens, rows.targets)
+        )
+    return rows.batch(np.repeat(sources, unit_tokens // sequence_length), num_microbatches)
+
+
+def assemble_pieces(
+    parts: Sequence[tuple[TokenStore, Pieces]],
+    sources: Int32Array,
+    *,
     sequence_length: int,
     num_microbatches: int,
 ) -> StepBatch:
-    """Read one row of ``sequence_length`` inputs from token ``starts[r]`` of source ``sources[r]``.
+    """Return a row of source ``sources[r]`` for every row that pieces of stores are placed in."""
+    rows = _Rows(len(sources) * sequence_length, sequence_length)
+    _fill(rows, parts, sequence_length)
+    return rows.batch(sources, num_microbatches)
 
-    Every row lies within its store, the target of its last input included.
+
+class _Rows:
+    """The arrays of a batch, all rows one behind the other, in one piece of memory.
+
+    The allocator gives the pages of several large arrays back to the system when a batch is
+    freed, and getting them again costs more than filling them; one piece it keeps.
     """
-    shape = (len(sources), sequence_length)
-    tokens, targets = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.int64)
-    row_parts, offset_parts = [], []
-    for source in np.unique(sources).tolist():
-        rows = np.flatnonzero(sources == source)
-        stores[source].read_windows(starts[rows], rows, tokens, targets)
-        # a document that begins at the first input is no boundary inside the row
-        found, offsets = stores[source].boundaries(starts[rows] + 1, sequence_length)
-        row_parts.append(rows[found])
-        offset_parts.append(offsets + 1)
-    row, offset = np.concatenate(row_parts), np.concatenate(offset_parts)
-    weight = np.ones(shape, dtype=np.float32)
-    targets[row, offset - 1] = IGNORE_INDEX
-    weight[row, offset - 1] = 0.0
-    inside = offset < sequence_length
-    positions, document_ids = _segments(row[inside], offset[inside], shape)
-    return StepBatch(
-        tokens=torch.from_numpy(tokens),
-        targets=torch.from_numpy(targets),
-        positions=torch.from_numpy(positions),
-        document_ids=torch.from_numpy(document_ids),
-        loss_weight=torch.from_numpy(weight),
-        source_ids=torch.from_numpy(sources.astype(np.int32)),
-        num_microbatches=num_microbatches,
-    )
+
+    def __init__(self, total: int, sequence_length: int) -> None:
+        self.total = total
+        self.shape = (total // sequence_length, sequence_length)
+        memory = np.empty(28 * total, dtype=np.uint8)
+        wide, narrow = memory[: 16 * total].view(np.int64), memory[16 * total :].view(np.int32)
+        self.tokens, self.targets = wide[:total], wide[total:]
+        self.positions, self.document_ids = narrow[:total], narrow[total : 2 * total]
+        self.loss_weight = narrow[2 * total :].view(np.float32)
+        self.loss_weight.fill(1.0)
+
+    def without_target(self, places: Int64Array) -> None:
+        """Take away the targets of some inputs."""
+        self.targets[places] = IGNORE_INDEX
+        self.loss_weight[places] = 0.0
+
+    def batch(self, sources: Int32Array, num_microbatches: int) -> StepBatch:
+        """Return the rows as tensors over the same memory."""
+        names = ("tokens", "targets", "positions", "document_ids", "loss_weight")
+        arrays = {name: getattr(self, name).reshape(self.shape) for name in names}
+        return StepBatch(
+            **{name: torch.from_numpy(array) for name, array in arrays.items()},
+            source_ids=torch.from_numpy(sources.astype(np.int32)),
+            num_microbatches=num_microbatches,
+        )
 
 
-def _segments(
-    row: Int64Array, offset: Int64Array, shape: tuple[int, int]
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Return positions and document ids [R, S] of rows in which documents begin at ``offset`` > 0.
+def _fill(rows: _Rows, parts: Sequence[tuple[TokenStore, Pieces]], unit_tokens: int) -> Int64Array:
+    """Fill all arrays; returns where documents, parts of them and paddings begin, rising."""
+    begins, ends, boundaries = [], [], []
+    for store, pieces in parts:
+        place = pieces.row * unit_tokens + pieces.offset
+        _read(store, pieces, place, rows.tokens, rows.targets)
+        begins.append(place)
+        ends.append(place + pieces.length)
+        boundaries.append(_boundaries(store, pieces, place))
+    gaps, padding = _gaps(np.concatenate([*begins, [rows.total]]), np.concatenate([[0], *ends]))
+    rows.tokens[padding] = 0
+    rows.without_target(np.concatenate([*(found - 1 for found in boundaries), padding]))
+    edges = np.arange(0, rows.total + 1, rows.shape[1])
+    starts = np.unique(np.concatenate([edges, *begins, *boundaries, gaps]))[:-1]
+    _number(starts, rows.positions.reshape(rows.shape), rows.document_ids.reshape(rows.shape))
+    return starts
 
-    ``row`` and ``offset`` are sorted within each row; rows may come in any order.
+
+def _read(
+    store: TokenStore, pieces: Pieces, place: Int64Array, tokens: Int64Array, targets: Int64Array
+) -> None:
+    """Copy every piece to ``place`` of ``tokens``, and from one token later to ``targets``.
+
+    What the last input of the store has as target is left as it is.
     """
-    num_rows, length = shape
-    row_starts = np.arange(num_rows) * length
-    starts = np.sort(np.concatenate([row_starts, row * length + offset]))
+    store.fetch(pieces.start, pieces.length + 1)
+    shard_of = np.searchsorted(store.shard_starts, pieces.start, side="right") - 1
+    whole = pieces.start + pieces.length < store.shard_starts[shard_of + 1]
+    short = whole & (pieces.length < GATHER_BELOW)
+    local = pieces.start - store.shard_starts[shard_of]
+    for shard in np.unique(shard_of[short]).tolist():
+        chosen = np.flatnonzero(short & (shard_of == shard))
+        data = store.shards[shard].data
+        length = pieces.length[chosen]
+        inside = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+        index = np.repeat(local[chosen], length) + inside
+        to = np.repeat(place[chosen], length) + inside
+        tokens[to] = data[index]
+        targets[to] = data[index + 1]
+    columns = (place, pieces.start, pieces.length, shard_of, local, whole)
+    for at, start, size, number, low, inside_shard in zip(
+        *(column[~short].tolist() for column in columns), strict=True
+    ):
+        if inside_shard:
+            window = store.shards[number].data[low : low + size + 1]
+        else:
+            window = store.tokens(start, min(start + size + 1, store.num_tokens))
+        tokens[at : at + size] = window[:size]
+        targets[at : at + len(window) - 1] = window[1:]
+
+
+def _boundaries(store: TokenStore, pieces: Pieces, place: Int64Array) -> Int64Array:
+    """Return the places, one behind an input of a piece, where its document has ended.
+
+    A document that begins at the first input of a piece is no boundary inside it.
+    """
+    if pieces.ends_document is not None:
+        return (place + pieces.length)[pieces.ends_document]
+    at_end = pieces.start + pieces.length == store.num_tokens
+    found = [(place + pieces.length)[at_end]]
+    for length in np.unique(pieces.length).tolist():
+        chosen = np.flatnonzero(pieces.length == length)
+        row, offset = store.boundaries(pieces.start[chosen] + 1, length)
+        found.append(place[chosen[row]] + offset + 1)
+    return np.concatenate(found)
+
+
+def _gaps(begins: Int64Array, ends: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """Return where nothing was written: the first place of each gap, and every place in them."""
+    begins, ends = np.sort(begins), np.sort(ends)
+    empty = np.flatnonzero(begins > ends)
+    length = begins[empty] - ends[empty]
+    inside = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+    return ends[empty], np.repeat(ends[empty], length) + inside
+
+
+def _number(starts: Int64Array, positions: Int32Array, document_ids: Int32Array) -> None:
+    """Fill positions and document ids [R, S] of documents that begin at ``starts``, rising."""
+    num_rows, length = positions.shape
     lengths = np.diff(starts, append=num_rows * length)
-    number = np.arange(len(starts))
-    row_of = starts // length
-    first_of_row = np.searchsorted(starts, row_starts)
-    ordinal = (number - first_of_row[row_of]).astype(np.int32)
-    document_ids = np.repeat(ordinal, lengths).reshape(shape)
-    origin = np.repeat((starts - row_of * length).astype(np.int32), lengths).reshape(shape)
-    positions = np.subtract(np.arange(length, dtype=np.int32), origin, out=origin)
-    return positions, document_ids
+    row, offset = np.divmod(starts, length)
+    first_of_row = np.flatnonzero(offset == 0)
+    ordinal = (np.arange(len(starts)) - first_of_row[row]).astype(np.int32)
+    document_ids.reshape(-1)[:] = np.repeat(ordinal, lengths)
+    origin = np.repeat(offset.astype(np.int32), lengths).reshape(positions.shape)
+    np.subtract(np.arange(length, dtype=np.int32), origin, out=positions)
+
+
+def _stretches(
+    pieces: Sequence[Pieces], starts: Int64Array, unit_tokens: int, total: int
+) -> Stretches:
+    """Return what begins at ``starts``, without paddings."""
+    place = np.concatenate([p.row * unit_tokens + p.offset for p in pieces])
+    order = np.argsort(place)
+    place = place[order]
+    start = np.concatenate([p.start for p in pieces])[order]
+    end = place + np.concatenate([p.length for p in pieces])[order]
+    of_piece = np.searchsorted(place, starts, side="right") - 1
+    filled = (of_piece >= 0) & (starts < end[of_piece])
+    length = np.diff(starts, append=total)[filled]
+    of_piece, starts = of_piece[filled], starts[filled]
+    return Stretches(starts, length, start[of_piece] + starts - place[of_piece])

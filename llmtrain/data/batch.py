@@ -1,8 +1,8 @@
 """The batch of one optimizer step, the same type for pretraining, SFT and DPO.
 
 Every rank of a pipeline holds the same rows; ranks of different data-parallel index hold different
-rows of the same global batch. Row shapes are fixed, so that nothing recompiles and pipelines can
-exchange static shapes.
+rows of the same global batch. Row shapes change between the stages of a ramp alone, so that nothing
+recompiles inside one and pipelines can exchange static shapes.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -33,6 +33,9 @@ class StepBatch:
     """Index of the source each row comes from, int32 [R]."""
     num_microbatches: int
     """How many equal slices of rows the engine runs one after the other."""
+    row_ids: Tensor | None = None
+    """Number of each row in the global batch, int32 [R], where the losses of its documents are
+    asked for; None elsewhere."""
 
     def to(self, device: torch.device) -> "StepBatch":
         """Copy every tensor to ``device`` (asynchronously from pinned memory)."""

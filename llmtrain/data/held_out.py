@@ -10,14 +10,11 @@ so a store may be shorter than a window, and rows that only fill up the last bat
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-import torch
 
-from llmtrain.data.assemble import assemble
-from llmtrain.data.batch import IGNORE_INDEX, StepBatch
+from llmtrain.data.assemble import assemble_pieces
+from llmtrain.data.batch import StepBatch
+from llmtrain.data.order import Pieces
 from llmtrain.data.store import TokenStore
-
-ROW_FIELDS = ("tokens", "targets", "positions", "document_ids", "loss_weight")
-"""Tensors of a batch that have one row of S values per sequence."""
 
 
 class EvaluationBatches:
@@ -58,31 +55,16 @@ class EvaluationBatches:
     def at(self, index: int) -> StepBatch:
         """Return this rank's rows of batch ``index``, padded to the full shape."""
         first = (index * self._dp_size + self._dp_rank) * self._num_rows
-        sources = self._sources[first : first + self._num_rows]
+        sources = np.zeros(self._num_rows, dtype=np.int32)
+        given = self._sources[first : first + self._num_rows]
         starts = self._starts[first : first + self._num_rows]
-        length = self._sequence_length
-        batch = _blank(self._num_rows, length, self._num_microbatches)
-        batch.source_ids[: len(sources)] = torch.from_numpy(sources)
-        totals = np.array([store.num_tokens for store in self._stores])
-        usable = np.minimum(length, totals[sources] - 1 - starts)
-        for width in np.unique(usable).tolist():
-            rows = np.flatnonzero(usable == width)
-            part = assemble(self._stores, sources[rows], starts[rows], width, 1)
-            for name in ROW_FIELDS:
-                getattr(batch, name)[rows, :width] = getattr(part, name)
-            batch.document_ids[rows, width:] = part.document_ids[:, -1:] + 1
-        return batch
-
-
-def _blank(num_rows: int, length: int, num_microbatches: int) -> StepBatch:
-    """Return rows that hold no target."""
-    shape = (num_rows, length)
-    return StepBatch(
-        tokens=torch.zeros(shape, dtype=torch.int64),
-        targets=torch.full(shape, IGNORE_INDEX),
-        positions=torch.arange(length, dtype=torch.int32).repeat(num_rows, 1),
-        document_ids=torch.zeros(shape, dtype=torch.int32),
-        loss_weight=torch.zeros(shape),
-        source_ids=torch.zeros(num_rows, dtype=torch.int32),
-        num_microbatches=num_microbatches,
-    )
+        sources[: len(given)] = given
+        parts = []
+        for source in np.unique(given).tolist():
+            (rows,), store = np.nonzero(given == source), self._stores[source]
+            length = np.minimum(self._sequence_length, store.num_tokens - 1 - starts[rows])
+            parts.append((store, Pieces(rows, np.zeros_like(rows), starts[rows], length)))
+        return assemble_pieces(
+            parts, sources, sequence_length=self._sequence_length,
+            num_microbatches=self._num_microbatches,
+        )  # fmt: skip

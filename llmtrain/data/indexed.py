@@ -4,23 +4,27 @@ The ``.bin`` holds the tokens back to back. The ``.idx`` holds, little-endian an
 the magic ``MMIDIDX\0\0``, the version (uint64, 1), the dtype code (uint8), the number of sequences
 and of document indices (uint64 each), then per sequence its length (int32), per sequence its byte
 offset in the ``.bin`` (int64), and the first sequence of each document followed by the number of
-sequences (int64). Opening a shard reads 34 bytes; nothing that grows with it is held in memory.
+sequences (int64). Opening a shard reads its header and 64 KiB at the ends of both files; nothing
+that grows with it is held in memory.
 
-    shard = IndexedShard(Path("stores/wiki/part-00000"))
+    folder = LocalFolder(Path("stores/wiki"))
+    shard = IndexedShard(folder.file("part-00000.bin", 4_098), folder.file("part-00000.idx", 62))
     shard.tokens(0, 2049)
 """
 
-import mmap
 import os
 import struct
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import blake3
 import numpy as np
 import numpy.typing as npt
 
+from llmtrain.data.files import StoreFile
 from llmtrain.errors import DataError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -35,10 +39,13 @@ DTYPE_CODES: dict[str, int] = {
     "uint16": 8,
 }
 """Megatron's codes of the dtypes that can hold tokens (6 and 7 are floats)."""
+_DTYPES = {code: np.dtype(name).newbyteorder("<") for name, code in DTYPE_CODES.items()}
 VOCAB_PADDING = 128
 """Vocabularies are padded to a multiple of this before the dtype is chosen."""
 UINT16_VOCAB_LIMIT = 65_500
 """Padded vocabularies below this are stored as uint16."""
+END_BYTES = 1 << 16
+"""Bytes at either end of a file that are compared with the manifest before its first use."""
 
 Int64Array = npt.NDArray[np.int64]
 TokenArray = npt.NDArray[Any]
@@ -66,30 +73,41 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype("<u2") if padded < UINT16_VOCAB_LIMIT else np.dtype("<i4")
 
 
-def read_header(path: Path) -> Header:
+def read_header(file: StoreFile) -> Header:
     """Read and check the first 34 bytes of an ``.idx`` file.
 
     Raises:
-        DataError: the file is shorter, or of another format, version or dtype.
+        DataError: the file is shorter than its header asks, or of another format, version or dtype.
     """
-    with path.open("rb") as file:
-        raw = file.read(HEADER.size)
+    header = parse_header(file.read(0, min(file.size, HEADER.size)), file.name)
+    if file.size < header.idx_bytes:
+        raise DataError(
+            f"{file.name} holds {file.size:,} bytes, its header asks for {header.idx_bytes:,}; it "
+            "is truncated: copy or tokenize it again"
+        )
+    return header
+
+
+def parse_header(raw: bytes, name: str) -> Header:
+    """Check the first 34 bytes of the ``.idx`` file ``name``.
+
+    Raises:
+        DataError: they are of another format, version or dtype.
+    """
     if len(raw) < HEADER.size or raw[: len(MAGIC)] != MAGIC:
         raise DataError(
-            f"{path} does not begin with the magic of a Megatron index (found {raw[:9]!r}, "
+            f"{name} does not begin with the magic of a Megatron index (found {raw[:9]!r}, "
             f"expected {MAGIC!r}); it is damaged or of another format: copy or tokenize it again"
         )
     _, version, code, num_sequences, num_indices = HEADER.unpack(raw)
-    names = {value: name for name, value in DTYPE_CODES.items()}
-    if version != VERSION or code not in names:
+    if version != VERSION or code not in _DTYPES:
         raise DataError(
-            f"{path} has version {version} and dtype code {code}; expected version {VERSION} and a "
-            f"code in {sorted(names)}: write the store again with Megatron-Core or llmtrain-data"
+            f"{name} has version {version} and dtype code {code}; expected version {VERSION} and a "
+            f"code in {sorted(_DTYPES)}: write the store again with Megatron-Core or llmtrain-data"
         )
     if num_indices < 2 or num_sequences == 0:
-        raise DataError(f"{path} holds no documents; leave this shard out of the store")
-    dtype = np.dtype(names[code]).newbyteorder("<")
-    return Header(dtype, num_sequences, num_indices - 1)
+        raise DataError(f"{name} holds no documents; leave this shard out of the store")
+    return Header(_DTYPES[code], num_sequences, num_indices - 1)
 
 
 def write_index(path: Path, dtype: np.dtype[Any], sizes: Sequence[int] | Int64Array) -> None:
@@ -107,34 +125,89 @@ def write_index(path: Path, dtype: np.dtype[Any], sizes: Sequence[int] | Int64Ar
         os.fsync(file.fileno())
 
 
+class Known(NamedTuple):
+    """What a manifest says of a shard; a shard opened with it is read only when it is used."""
+
+    dtype: np.dtype[Any]
+    """Type of one token."""
+    num_tokens: int
+    """Tokens."""
+    num_documents: int
+    """Documents."""
+    ends: Mapping[str, str]
+    """``ends_digest`` of ``bin`` and ``idx``; empty in stores written before there was one."""
+
+
+def ends_digest(file: StoreFile) -> str:
+    """Hash the first and the last 64 KiB of a file: cheap enough to tell a swapped file at once."""
+    digest = blake3.blake3(file.size.to_bytes(8, "little"))
+    digest.update(file.read(0, min(file.size, END_BYTES)))
+    digest.update(file.read(max(0, file.size - END_BYTES), file.size))
+    return str(digest.hexdigest(length=16))
+
+
 class IndexedShard:
     """Read access to one ``.bin``/``.idx`` pair; the files are mapped on first use."""
 
-    def __init__(self, prefix: Path) -> None:
-        """Check header and sizes of ``prefix``.idx and ``prefix``.bin.
+    def __init__(
+        self, bin_file: StoreFile, idx_file: StoreFile, known: Known | None = None
+    ) -> None:
+        """Read the header now; where ``known`` says what it holds, on first use.
 
         Raises:
-            DataError: a file is missing, truncated or of another format.
+            DataError: without ``known``, what ``header`` raises.
         """
-        self.prefix = prefix
-        self.bin_path = prefix.with_name(prefix.name + ".bin")
-        self.idx_path = prefix.with_name(prefix.name + ".idx")
-        for path in (self.bin_path, self.idx_path):
-            if not path.is_file():
-                raise DataError(f"{path} does not exist; a shard is a pair of .bin and .idx files")
-        self.header = read_header(self.idx_path)
-        self.dtype = self.header.dtype
-        found = self.idx_path.stat().st_size
-        if found < self.header.idx_bytes:
+        self.bin_file = bin_file
+        self.idx_file = idx_file
+        self._known = known
+        if known is None:
+            self.dtype, self.num_documents = self.header.dtype, self.header.num_documents
+            self.num_tokens = bin_file.size // self.dtype.itemsize
+        else:
+            self.dtype, self.num_tokens, self.num_documents, _ = known
+
+    @property
+    def name(self) -> str:
+        """Path or address of the pair, without the endings."""
+        return self.bin_file.name.removesuffix(".bin")
+
+    @cached_property
+    def header(self) -> Header:
+        """The checked header; asking for it is what opens a shard.
+
+        Raises:
+            DataError: a file is damaged, truncated, of another format or another shard's.
+        """
+        header = read_header(self.idx_file)
+        if self._known is not None:
+            self.check_header(header)
+            for end, file in (("bin", self.bin_file), ("idx", self.idx_file)):
+                digest = self._known.ends.get(end)
+                if digest is not None and ends_digest(file) != digest:
+                    raise DataError(
+                        f"{file.name} is not the file its manifest lists: its first and last "
+                        f"{END_BYTES >> 10} KiB differ, though its size is right; another shard "
+                        "was put in its place or it is damaged: restore it or write the store again"
+                    )
+        return header
+
+    def check_header(self, header: Header) -> None:
+        """Compare a header with the manifest.
+
+        Raises:
+            DataError: they differ.
+        """
+        known = self._known
+        if known is None:
+            return
+        tokens = self.bin_file.size // header.dtype.itemsize
+        if (header.dtype, tokens, header.num_documents) != known[:3]:
+            found = (_dtype_name(header.dtype), tokens, header.num_documents)
+            expected = (_dtype_name(known.dtype), known.num_tokens, known.num_documents)
             raise DataError(
-                f"{self.idx_path} holds {found:,} bytes, its header asks for "
-                f"{self.header.idx_bytes:,}; it is truncated: copy or tokenize it again"
+                f"{self.idx_file.name} has (dtype, tokens, documents) {found}, its manifest says "
+                f"{expected}; files of two stores are mixed: write the store again"
             )
-        self.bin_bytes = self.bin_path.stat().st_size
-        self.num_tokens = self.bin_bytes // self.dtype.itemsize
-        self.num_documents = self.header.num_documents
-        self._data: TokenArray | None = None
-        self._index: mmap.mmap | None = None
 
     def check_size(self) -> None:
         """Compare the size of the ``.bin`` with where the last sequence ends.
@@ -144,15 +217,15 @@ class IndexedShard:
         """
         last = self.header.num_sequences - 1
         end = int(self._pointers[last]) + int(self.sequence_lengths()[last]) * self.dtype.itemsize
-        if end != self.bin_bytes:
+        if end != self.bin_file.size:
             raise DataError(
-                f"{self.bin_path} holds {self.bin_bytes:,} bytes, its index says {end:,}; it is "
-                "truncated or belongs to another index: copy or tokenize it again"
+                f"{self.bin_file.name} holds {self.bin_file.size:,} bytes, its index says {end:,}; "
+                "it is truncated or belongs to another index: copy or tokenize it again"
             )
         indices = self._document_indices
         if indices[0] != 0 or indices[self.num_documents] != self.header.num_sequences:
             raise DataError(
-                f"{self.idx_path} has documents over sequences {indices[0]} to "
+                f"{self.idx_file.name} has documents over sequences {indices[0]} to "
                 f"{indices[self.num_documents]}, but {self.header.num_sequences} sequences; its "
                 "writer did not end the last document: write it again"
             )
@@ -164,80 +237,98 @@ class IndexedShard:
             DataError: there is a gap between sequences or an empty document.
         """
         self.check_size()
-        pointers, indices = self._pointers, self._document_indices
+        name, pointers, indices = self.idx_file.name, self._pointers, self._document_indices
         ends = pointers + self.sequence_lengths().astype(np.int64) * self.dtype.itemsize
         if pointers[0] != 0 or (ends[:-1] != pointers[1:]).any():
-            raise DataError(f"{self.idx_path} leaves gaps between sequences; write the store again")
+            raise DataError(f"{name} leaves gaps between sequences; write the store again")
         if (np.diff(indices) < 0).any():
-            raise DataError(f"{self.idx_path} has documents out of order; write the store again")
-        edges = np.append(pointers, self.bin_bytes)[indices]
+            raise DataError(f"{name} has documents out of order; write the store again")
+        edges = np.append(pointers, self.bin_file.size)[indices]
         empty = np.flatnonzero(np.diff(edges) <= 0)
         if len(empty):
             raise DataError(
-                f"{self.idx_path} holds {len(empty)} empty documents (the first is number "
-                f"{empty[0]}); drop empty documents before the store is written"
+                f"{name} holds {len(empty)} empty documents (the first is number {empty[0]}); drop "
+                "empty documents before the store is written"
             )
 
     def tokens(self, start: int, end: int) -> TokenArray:
         """Return a read-only view of the tokens [start, end) in the dtype of the store."""
+        self.bin_file.need(*self.byte_span(start, end))
         return self.data[start:end]
 
-    @property
+    def byte_span(self, start: int, end: int) -> tuple[int, int]:
+        """Return where the tokens [start, end) are in the ``.bin``."""
+        return start * self.dtype.itemsize, end * self.dtype.itemsize
+
+    @cached_property
     def data(self) -> TokenArray:
-        """All tokens of the shard as a read-only view of the mapped file."""
-        if self._data is None:
-            with self.bin_path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._data = np.frombuffer(mapped, dtype=self.dtype, count=self.num_tokens)
-        return self._data
+        """All tokens as a read-only view; of a fetched file, those ``bin_file.need`` was told."""
+        return np.frombuffer(self.bin_file.view(), dtype=self.header.dtype, count=self.num_tokens)
 
     def document_starts(self, documents: Int64Array) -> Int64Array:
         """Return the first token of each document; document ``num_documents`` starts at the end."""
         inside = documents < self.num_documents
-        first = self._first_bytes(np.where(inside, documents, 0)) // self.dtype.itemsize
-        return np.where(inside, first, self.num_tokens)
+        places = np.where(inside, documents, 0)
+        if self.header.num_sequences != self.num_documents:  # else document d is sequence d
+            places = self._document_indices[places]
+        return np.where(inside, self._pointers[places] // self.dtype.itemsize, self.num_tokens)
 
     def first_document_from(self, tokens: Int64Array) -> Int64Array:
         """Return, for each token, the first document that starts at or after it (lower bound).
 
-        A bisection over the mapped index for all tokens at once: log2(documents) small reads.
+        A bisection over the mapped index: log2(documents) small reads each.
         """
-        offsets = tokens * self.dtype.itemsize
-        found = np.zeros(len(tokens), dtype=np.int64)
-        remaining = self.num_documents
-        while remaining > 1:
-            half = remaining // 2
-            found += half * (self._first_bytes(found + (half - 1)) < offsets)
-            remaining -= half
-        return found + (self._first_bytes(found) < offsets)
+        offsets = (tokens * self.dtype.itemsize).tolist()
+        return np.array([bisect_left(self._first_bytes, o) for o in offsets], dtype=np.int64)
+
+    def starts_within(self, start: int, end: int) -> list[int]:
+        """Return the first tokens of the documents that start in [start, end)."""
+        size, first = self.dtype.itemsize, self._first_bytes
+        low = bisect_left(first, start * size)
+        high = bisect_left(first, end * size, low)
+        return [first[document] // size for document in range(low, high)]
 
     def sequence_lengths(self) -> npt.NDArray[np.int32]:
         """Return the lengths of all sequences in tokens, as a view of the mapped file."""
-        array: npt.NDArray[np.int32] = np.ndarray(
-            (self.header.num_sequences,), "<i4", buffer=self._mapped_index(), offset=HEADER.size
-        )
-        return array
+        return np.frombuffer(self._index(0, 4), dtype="<i4")
 
-    def _first_bytes(self, documents: Int64Array) -> Int64Array:
-        """Return the byte offset of the first sequence of each document."""
+    @cached_property
+    def _first_bytes(self) -> Sequence[int]:
+        """The byte offset of each document, without numpy's cost per element."""
+        pointers = cast("Sequence[int]", self._index(4, 8).cast("q"))
         if self.header.num_sequences == self.num_documents:  # then document d is sequence d
-            return self._pointers[documents]
-        return self._pointers[self._document_indices[documents]]
+            return pointers
+        places = cast("Sequence[int]", self._index(12, 8, self.num_documents).cast("q"))
+        return cast("Sequence[int]", _Indirect(pointers, places))
 
     @cached_property
     def _pointers(self) -> Int64Array:
-        count = self.header.num_sequences
-        offset = HEADER.size + 4 * count
-        return np.ndarray((count,), "<i8", buffer=self._mapped_index(), offset=offset)
+        return np.frombuffer(self._index(4, 8), dtype="<i8")
 
     @cached_property
     def _document_indices(self) -> Int64Array:
-        offset = HEADER.size + 12 * self.header.num_sequences
-        shape = (self.num_documents + 1,)
-        return np.ndarray(shape, "<i8", buffer=self._mapped_index(), offset=offset)
+        return np.frombuffer(self._index(12, 8, self.num_documents + 1), dtype="<i8")
 
-    def _mapped_index(self) -> mmap.mmap:
-        if self._index is None:
-            with self.idx_path.open("rb") as file:
-                self._index = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._index
+    def _index(self, before: int, itemsize: int, count: int | None = None) -> memoryview:
+        """The section of the index that follows ``before`` bytes per sequence."""
+        start = HEADER.size + before * self.header.num_sequences
+        end = start + itemsize * (self.header.num_sequences if count is None else count)
+        self.idx_file.need(start, end)
+        return self.idx_file.view()[start:end]
+
+
+class _Indirect:
+    """``values[places[i]]`` as a sequence."""
+
+    def __init__(self, values: Sequence[int], places: Sequence[int]) -> None:
+        self._values, self._places = values, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, item: int) -> int:
+        return self._values[self._places[item]]
+
+
+def _dtype_name(dtype: np.dtype[Any]) -> str:
+    return dtype.newbyteorder("=").name

@@ -10,8 +10,8 @@ the length of the run. Bytes of the file depend on the records alone.
     record.resolve(120, 180)   # spans of the extracted text behind characters 120..180
 """
 
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,20 +59,25 @@ class DocumentRecord:
     edits: tuple[tuple[int, int, int], ...] = field(default=())
     """Runs (final_start, extracted_start, length) in characters, in rising order."""
 
-    def resolve(self, start: int, end: int) -> list[tuple[int, int]]:
-        """Return the spans of the extracted text behind the final text [start, end), in characters.
+    def runs(self, start: int, end: int) -> list[tuple[int, int, int]]:
+        """Return what of the final text [start, end) stands in the extracted text, in characters.
 
-        Characters that a rule inserted have no origin and are left out.
+        Runs (final_start, extracted_start, length), cut to the span. Characters that a rule
+        inserted have no origin and are left out.
         """
-        spans = []
+        found = []
         first = max(0, bisect_right(self.edits, start, key=lambda run: run[0]) - 1)
         for final, extracted, length in self.edits[first:]:
             if final >= end:
                 break
             low, high = max(final, start), min(final + length, end)
             if low < high:
-                spans.append((extracted + low - final, extracted + high - final))
-        return spans
+                found.append((low, extracted + low - final, high - low))
+        return found
+
+    def resolve(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Return the spans of the extracted text behind the final text [start, end)."""
+        return [(origin, origin + length) for _, origin, length in self.runs(start, end)]
 
 
 def encode_edits(edits: Sequence[tuple[int, int, int]]) -> list[int]:
@@ -217,17 +222,27 @@ def read_records(path: Path) -> list[DocumentRecord]:
 
 def read_record(path: Path, document: int) -> DocumentRecord:
     """Read the record of one document of a shard; reads one row group."""
+    return read_selected(path, [document])[document]
+
+
+def read_selected(path: Path, documents: Iterable[int]) -> dict[int, DocumentRecord]:
+    """Read the records of some documents of a shard; every row group they stand in once."""
     import pyarrow.parquet as pq
 
+    left, first = sorted(set(documents)), 0
+    found: dict[int, DocumentRecord] = {}
     with pq.ParquetFile(_existing(path)) as file:
-        if not 0 <= document < file.metadata.num_rows:
-            raise DataError(f"{path} holds {file.metadata.num_rows} records; {document} is outside")
-        group = 0
-        while document >= file.metadata.row_group(group).num_rows:
-            document -= file.metadata.row_group(group).num_rows
-            group += 1
-        rows = file.read_row_group(group).slice(document, 1).to_pylist()
-    return _from_row(rows[0])
+        total = file.metadata.num_rows
+        if outside := [d for d in left if not 0 <= d < total]:
+            raise DataError(f"{path} holds {total} records; {outside[0]} is outside")
+        for group in range(file.num_row_groups):
+            end = first + file.metadata.row_group(group).num_rows
+            wanted = left[bisect_left(left, first) : bisect_left(left, end)]
+            if wanted:
+                table = file.read_row_group(group)  # sliced: an index array would load pandas
+                found |= {d: _from_row(table.slice(d - first, 1).to_pylist()[0]) for d in wanted}
+            first = end
+    return found
 
 
 def read_counts(path: Path, column: str = "num_tokens") -> "np.ndarray[Any, np.dtype[np.int64]]":

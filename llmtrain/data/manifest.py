@@ -12,12 +12,13 @@ import json
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import blake3
 
+from llmtrain.data.files import Folder, LocalFolder
 from llmtrain.data.indexed import token_dtype
 from llmtrain.errors import DataError
 
@@ -39,6 +40,9 @@ class ShardInfo:
     """Bytes by file ending (``bin``, ``idx``, ``docs.parquet``)."""
     sha256: dict[str, str]
     """Digest by file ending."""
+    ends: dict[str, str] = field(default_factory=dict)
+    """``ends_digest`` of ``bin`` and ``idx``, compared before a shard is first read; empty in
+    stores written before there was one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,10 +75,24 @@ class Manifest:
 
     def computed_hash(self) -> str:
         """Return what ``hash`` has to be."""
-        plain = asdict(replace(self, hash=""))
+        plain = self.to_plain() | {"hash": ""}
         del plain["notes"]
         text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
         return str(blake3.blake3(text.encode()).hexdigest())
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return what the file holds; nothing is copied, 10,000 shards take milliseconds."""
+        plain = {item.name: getattr(self, item.name) for item in fields(self)}
+        plain["shards"] = [_shard_to_plain(shard) for shard in self.shards]
+        return plain
+
+
+def _shard_to_plain(shard: ShardInfo) -> dict[str, Any]:
+    plain: dict[str, Any] = {
+        "name": shard.name, "num_tokens": shard.num_tokens, "num_documents": shard.num_documents,
+        "sizes": shard.sizes, "sha256": shard.sha256,
+    }  # fmt: skip
+    return plain | {"ends": shard.ends} if shard.ends else plain
 
 
 def write_manifest(
@@ -111,7 +129,7 @@ def write_manifest(
     manifest = replace(manifest, hash=manifest.computed_hash())
     path = Path(directory) / MANIFEST
     temporary = path.with_name(f"{MANIFEST}.{secrets.token_hex(6)}.tmp")
-    temporary.write_text(json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
+    temporary.write_text(json.dumps(manifest.to_plain(), indent=1, sort_keys=True) + "\n")
     sync(temporary)
     temporary.rename(path)
     sync(path.parent)
@@ -119,20 +137,29 @@ def write_manifest(
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Read ``manifest.json`` and check its hash.
+    """Read ``manifest.json`` of a folder of this machine and check its hash.
 
     Raises:
         DataError: it is missing, unreadable, of a later version or changed since it was written.
     """
-    path = directory / MANIFEST
+    return manifest_of(LocalFolder(directory))
+
+
+def manifest_of(folder: Folder) -> Manifest:
+    """Read ``manifest.json`` of a folder and check its hash.
+
+    Raises:
+        DataError: it is missing, unreadable, of a later version or changed since it was written.
+    """
+    path = f"{folder.name}/{MANIFEST}"
     try:
-        plain: dict[str, Any] = json.loads(path.read_text())
+        plain: dict[str, Any] = json.loads(folder.content(MANIFEST))
         shards = tuple(ShardInfo(**shard) for shard in plain.pop("shards"))
         manifest = Manifest(shards=shards, **plain)
     except FileNotFoundError:
         raise DataError(
-            f"{directory} has no {MANIFEST}; the store is unfinished or no store: run the command "
-            "that writes it again, it continues where it stopped"
+            f"{folder.name} has no {MANIFEST}; the store is unfinished or no store: run the "
+            "command that writes it again, it continues where it stopped"
         ) from None
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(

@@ -1,137 +1,243 @@
-"""Which source every window of a run comes from: token shares turned into an exact order.
+"""Which source every window of a run comes from: a schedule of shares turned into an exact order.
 
-Global windows fall into super-blocks of 65,536. The number of windows a source has given at the
-edge of a super-block is the largest-remainder rounding of the exact integral of its share, in
-rational numbers; inside a super-block the order is earliest deadline first over the counts of that
-block alone. So the cost does not depend on how far the run is, the counts never fall, and after any
-number of windows a source is within 2 windows of its share of them.
+A phase of the schedule is cut into blocks of 65,536 windows; its last block takes the remainder,
+and a shorter phase is one block. What a source has given at the edge of a block is its exact target
+rounded to the integer below or above, and inside a block the order is earliest deadline first over
+the windows of that block alone. So the cost does not depend on how far the run is, the
+counts never fall, a source that is off gives nothing, and after any number of windows every source
+is within 2 windows of its target, over any number of phases.
 
-    mixture = Mixture(ConstantShares(shares_of({"wiki": 0.7, "code": 0.3})))
+    mixture = Mixture(share_schedule(config.mixture, windows, unit_tokens=2048, num_tokens=10**9))
     sources, ordinals = mixture.assign(0, 512)
 """
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-from heapq import heappop, heappush
-from typing import Protocol
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from llmtrain.data.deadlines import earliest_deadline_order, steady_order
 from llmtrain.data.indexed import Int64Array
+from llmtrain.data.phases import ShareSchedule
+from llmtrain.data.rounding import largest_remainder, round_together
 from llmtrain.data.store import TokenStore
-from llmtrain.errors import ConfigError, DataError
+from llmtrain.errors import DataError
 
 SUPER_BLOCK = 65_536
-"""Windows in a super-block."""
-MIN_SHARE = Fraction(1, SUPER_BLOCK)
-"""Smallest share; below it the rounded counts of a source could fall from one edge to the next."""
+"""Windows in a block that is not the last of its phase."""
 KEPT_BLOCKS = 4
-"""Super-blocks kept in memory, about 0.8 MB each."""
+"""Blocks kept in memory, about 2 MB each."""
 
 
-class ShareSchedule(Protocol):
-    """How many windows each source should have given after a number of windows in all."""
+class _Block(NamedTuple):
+    """The order of sources between two edges."""
+
+    start: int
+    end: int
+    sources: npt.NDArray[np.int32]
+    ordinals: Int64Array
+    by_source: Int64Array
+    """Places in the block, source by source, in order."""
+    before: list[int]
+    """Windows of each source before the block."""
+    counts: list[int]
+    """Windows of each source in it."""
+
+
+class Mixture:
+    """The order of sources over global windows, for any schedule of shares."""
+
+    def __init__(self, schedule: ShareSchedule) -> None:
+        """Follow ``schedule``."""
+        self.schedule = schedule
+        self._blocks: OrderedDict[tuple[int, int], _Block] = OrderedDict()
+        self._rounded = _rounded_edges(schedule)
 
     @property
-    def num_sources(self) -> int:
-        """Number of sources."""
-        ...
+    def known_units(self) -> int | None:
+        """How much of the stream is decided; None: all of it."""
+        return self.schedule.known_units
 
-    def integral(self, num_windows: int) -> Sequence[Fraction]:
-        """Return the exact target of each source after ``num_windows``; they sum to it.
+    def edges(self, window: int) -> tuple[int, int]:
+        """Return where the block begins and ends that a global window is in."""
+        phase = self.schedule.phase_at(window)
+        start, end = self.schedule.phase(phase).start, self.schedule.end(phase)
+        number = (window - start) // SUPER_BLOCK
+        if end is not None:
+            last = max((end - start) // SUPER_BLOCK - 1, 0)
+            if number >= last:
+                return start + last * SUPER_BLOCK, end
+        return start + number * SUPER_BLOCK, start + (number + 1) * SUPER_BLOCK
 
-        Between two edges of super-blocks every source's target grows by at least one window.
+    def counts(self, edge: int) -> list[int]:
+        """Return how many windows each source has given before the edge of a block."""
+        if edge in self._rounded:
+            return self._rounded[edge]
+        targets = self.schedule.integral(edge)
+        phase = self.schedule.phase(self.schedule.phase_at(edge))
+        off = [not (a or b) for a, b in zip(phase.first, phase.last, strict=True)]
+        if edge == phase.start or not any(off):
+            return largest_remainder(targets)
+        kept = self.counts(phase.start)
+        left = edge - sum(count for count, is_off in zip(kept, off, strict=True) if is_off)
+        on = [target for target, is_off in zip(targets, off, strict=True) if not is_off]
+        rounded = iter(largest_remainder(on, left))
+        return [count if is_off else next(rounded) for count, is_off in zip(kept, off, strict=True)]
+
+    def assign(self, start: int, end: int) -> tuple[npt.NDArray[np.int32], Int64Array]:
+        """Return, for the global windows [start, end), the source and its running window number.
+
+        Raises:
+            IndexError: an adaptive mixture has not decided on all of them yet.
         """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class ConstantShares:
-    """The same shares from the first window to the last."""
-
-    shares: tuple[Fraction, ...]
-    """Share of each source; they sum to 1."""
-
-    @property
-    def num_sources(self) -> int:
-        """Number of sources."""
-        return len(self.shares)
-
-    def integral(self, num_windows: int) -> Sequence[Fraction]:
-        """Return share times windows."""
-        return [share * num_windows for share in self.shares]
-
-
-def shares_of(weights: Mapping[str, float | int | Fraction]) -> tuple[Fraction, ...]:
-    """Turn weights into shares that sum to exactly 1, in the order of ``weights``.
-
-    A float counts as the decimal it prints as: 0.1 is 1/10. A weight of 0 turns a source off.
-
-    Raises:
-        ConfigError: a weight is negative, not finite or under 1/65,536 of the sum, or all are 0.
-    """
-    problems = [
-        f"mixture.weights.{name}={weight} is no share; use a number of 0 or more"
-        for name, weight in weights.items()
-        if not 0 <= weight < float("inf")
-    ]
-    if problems:
-        raise ConfigError(problems)
-    exact = [w if isinstance(w, Fraction) else Fraction(repr(w)) for w in weights.values()]
-    total = sum(exact, Fraction(0))
-    if total == 0:
-        raise ConfigError("mixture.weights are all 0; give at least one source a positive weight")
-    shares = tuple(weight / total for weight in exact)
-    small = [
-        f"mixture.weights.{name} is {float(share):.3g} of the sum, the smallest share is 1/"
-        f"{SUPER_BLOCK:,}; raise it, leave the source out, or merge it with another"
-        for name, share in zip(weights, shares, strict=True)
-        if 0 < share < MIN_SHARE
-    ]
-    if small:
-        raise ConfigError(small)
-    return shares
-
-
-def num_windows(store: TokenStore, sequence_length: int) -> int:
-    """Windows of ``sequence_length`` inputs, and the last one's target, in one epoch of a store."""
-    return (store.num_tokens - 1) // sequence_length
-
-
-def source_shares(
-    stores: Mapping[str, TokenStore], weights: Mapping[str, float] | None, sequence_length: int
-) -> tuple[Fraction, ...]:
-    """Return the shares of ``stores`` in order of their names; null weights: by their windows.
-
-    Raises:
-        DataError: a store holds less than one window, or stores are of different tokenizers.
-        ConfigError: weights and stores do not name the same sources, or a weight is no share.
-    """
-    _check_sources(stores, weights, sequence_length)
-    given = weights or {n: num_windows(store, sequence_length) for n, store in stores.items()}
-    return shares_of({name: given[name] for name in sorted(stores)})
-
-
-def _check_sources(
-    stores: Mapping[str, TokenStore], weights: Mapping[str, float] | None, sequence_length: int
-) -> None:
-    if not stores:
-        raise ConfigError("data.sources is empty; set data.sources.NAME=stores/NAME")
-    if weights is not None and set(weights) != set(stores):
-        raise ConfigError(
-            f"mixture.weights names {sorted(weights)}, data.sources names {sorted(stores)}; give "
-            "every source a weight and no other name"
-        )
-    for name, store in stores.items():
-        if store.num_tokens < sequence_length + 1:
-            raise DataError(
-                f"source {name} holds {store.num_tokens:,} tokens, a window needs "
-                f"{sequence_length + 1:,}; lower training.sequence_length or leave the source out"
+        if self.known_units is not None and end > self.known_units:
+            raise IndexError(
+                f"windows up to {end} were asked for, the adaptive mixture has decided on "
+                f"{self.known_units}; give it the losses of the last interval first"
             )
-    check_tokenizers(stores)
+        sources, ordinals = [np.zeros(0, dtype=np.int32)], [np.zeros(0, dtype=np.int64)]
+        while start < end:
+            block = self._block(start)
+            part = slice(start - block.start, end - block.start)
+            sources.append(block.sources[part])
+            ordinals.append(block.ordinals[part])
+            start = block.end
+        return np.concatenate(sources), np.concatenate(ordinals)
+
+    def find(self, source: int, ordinals: Int64Array, end: int) -> Int64Array:
+        """Return the global windows at which a source gives its windows ``ordinals``.
+
+        The inverse of ``assign``; ``end`` stands for those not given before global window ``end``.
+        """
+        end = end if self.known_units is None else min(end, self.known_units)
+        windows = np.full(len(ordinals), end, dtype=np.int64)
+        order = np.argsort(ordinals, kind="stable")
+        rising, done = ordinals[order], 0
+        while done < len(order):
+            block = self._block_of(source, int(rising[done]), end)
+            if block is None:
+                break
+            before, count = block.before[source], block.counts[source]
+            upto = int(np.searchsorted(rising, before + count))
+            some = order[done:upto]
+            first = sum(block.counts[:source])
+            places = block.by_source[first : first + count][rising[done:upto] - before]
+            windows[some] = np.minimum(block.start + places, end)
+            done = upto
+        return windows
+
+    def _block_of(self, source: int, ordinal: int, end: int) -> _Block | None:
+        """The block in which a source gives its window ``ordinal``; None: not before ``end``."""
+        low, high = 0, self.schedule.phase_at(max(end - 1, 0))
+        while low < high:  # the last phase that begins with no more windows given
+            middle = (low + high + 1) // 2
+            given = self.counts(self.schedule.phase(middle).start)[source]
+            low, high = (middle, high) if given <= ordinal else (low, middle - 1)
+        start = self.schedule.phase(low).start
+        phase_end = self.schedule.end(low)
+        stop = end if phase_end is None else min(end, phase_end)
+        first, last = 0, max(stop - start - 1, 0) // SUPER_BLOCK
+        while first < last:
+            middle = (first + last + 1) // 2
+            given = self.counts(self.edges(start + middle * SUPER_BLOCK)[0])[source]
+            first, last = (middle, last) if given <= ordinal else (first, middle - 1)
+        if start + first * SUPER_BLOCK >= end:
+            return None
+        block = self._block(start + first * SUPER_BLOCK)
+        inside = block.before[source] <= ordinal < block.before[source] + block.counts[source]
+        return block if inside else None
+
+    def _block(self, window: int) -> _Block:
+        start, end = self.edges(window)
+        key = self.schedule.version, start
+        if key not in self._blocks:
+            self._blocks[key] = self._make_block(start, end)
+            while len(self._blocks) > KEPT_BLOCKS:
+                self._blocks.popitem(last=False)
+        return self._blocks[key]
+
+    def _make_block(self, start: int, end: int) -> _Block:
+        before, after = self.counts(start), self.counts(end)
+        counts = [b - a for a, b in zip(before, after, strict=True)]
+        bends = self._bends(start, end, counts)
+        if bends is None:
+            shares = self.schedule.phase(self.schedule.phase_at(start)).first
+            targets = zip(self.schedule.integral(start), before, strict=True)
+            sources = steady_order(counts, shares, [target - count for target, count in targets])
+        else:
+            sources = earliest_deadline_order(counts, bends)
+        small = np.int16 if len(counts) < 1 << 15 else np.int32
+        by_source = np.argsort(sources.astype(small), kind="stable")
+        first = np.cumsum(counts) - counts
+        ordinals = np.empty(end - start, dtype=np.int64)
+        ordinals[by_source] = np.arange(end - start) + np.repeat(np.array(before) - first, counts)
+        return _Block(start, end, sources, ordinals, by_source, before, counts)
+
+    def _bends(self, start: int, end: int, counts: Sequence[int]) -> list[Fraction] | None:
+        """How curves bend that meet the integers at both edges of a block and never fall.
+
+        A source that gives less than its target grows by slows down in proportion to it; what that
+        leaves goes to those that give more, in proportion to how much more.
+        """
+        bends = self.schedule.bends(self.schedule.phase_at(start))
+        if bends is None:
+            return None
+        targets = zip(self.schedule.integral(start), self.schedule.integral(end), strict=True)
+        grown = [after - before for before, after in targets]
+        extra = [count - growth for count, growth in zip(counts, grown, strict=True)]
+        slower = [e / g if e < 0 else Fraction(0) for e, g in zip(extra, grown, strict=True)]
+        moved = sum((bend * s for bend, s in zip(bends, slower, strict=True)), Fraction(0))
+        more = sum(e for e in extra if e > 0) or Fraction(1)
+        return [
+            bend * (1 + s) - (moved * e / more if e > 0 else 0)
+            for bend, s, e in zip(bends, slower, extra, strict=True)
+        ]
+
+
+def _rounded_edges(schedule: ShareSchedule) -> dict[int, list[int]]:
+    """Edges whose counts hang on those of others: where sources are off or hardly grow.
+
+    Elsewhere every source grows by a window or more between edges, and counts at one edge follow
+    from the targets there alone.
+    """
+    if schedule.known_units is not None:
+        return {}  # every source of an adaptive mixture grows in every interval
+    places, between = list[int](), list[bool]()
+    for number in range(schedule.num_phases):
+        start, end = schedule.phase(number).start, schedule.end(number)
+        length = (end or start + SUPER_BLOCK) - start
+        num_blocks = max(length // SUPER_BLOCK, 1)
+        head, tail = _slow_blocks(schedule, number, num_blocks)
+        chosen = {*range(head + 1), *range(num_blocks - tail, num_blocks)} & set(range(num_blocks))
+        for block, after in zip(sorted(chosen), [*sorted(chosen)[1:], num_blocks], strict=True):
+            places.append(start + block * SUPER_BLOCK)
+            between.append(after > block + 1 or end is None)
+    places.append(places[-1] + SUPER_BLOCK)
+    targets = [schedule.integral(place) for place in places]
+    return dict(zip(places, round_together(targets, between), strict=True))
+
+
+def _slow_blocks(schedule: ShareSchedule, number: int, num_blocks: int) -> tuple[int, int]:
+    """How many blocks at the beginning and at the end of a phase some source hardly grows in."""
+    if not schedule.phase(number).linear or num_blocks == 1:
+        return 0, 0
+    start = schedule.phase(number).start
+
+    def slow(block: int) -> bool:
+        low, high = start + block * SUPER_BLOCK, start + (block + 1) * SUPER_BLOCK
+        pairs = zip(schedule.integral(low), schedule.integral(high), strict=True)
+        return any(0 < after - before < 1 for before, after in pairs)
+
+    head = 0
+    while head < num_blocks and slow(head):
+        head += 1
+    tail = 0
+    while tail < num_blocks - head and slow(num_blocks - 1 - tail):
+        tail += 1
+    return head, tail
 
 
 def check_tokenizers(stores: Mapping[str, TokenStore]) -> None:
@@ -142,80 +248,3 @@ def check_tokenizers(stores: Mapping[str, TokenStore]) -> None:
         raise DataError(
             f"the stores were made with different tokenizers ({made}); tokenize them with one"
         )
-
-
-def largest_remainder(targets: Sequence[Fraction]) -> list[int]:
-    """Round numbers with an integer sum to integers of that sum; ties go to the earlier one."""
-    counts = [target.numerator // target.denominator for target in targets]
-    missing = int(sum(targets, Fraction(0))) - sum(counts)
-    order = sorted(range(len(targets)), key=lambda i: (counts[i] - targets[i], i))
-    for i in order[:missing]:
-        counts[i] += 1
-    return counts
-
-
-class Mixture:
-    """The order of sources over global windows, for any schedule of shares."""
-
-    def __init__(self, schedule: ShareSchedule) -> None:
-        """Follow ``schedule``."""
-        self.schedule = schedule
-        self._blocks: OrderedDict[int, tuple[npt.NDArray[np.int32], Int64Array]] = OrderedDict()
-
-    def counts(self, block: int) -> list[int]:
-        """Return how many windows each source has given before super-block ``block``."""
-        return largest_remainder(self.schedule.integral(block * SUPER_BLOCK))
-
-    def assign(self, start: int, end: int) -> tuple[npt.NDArray[np.int32], Int64Array]:
-        """Return, for the global windows [start, end), the source and its running window number."""
-        sources, ordinals = [], []
-        for number in range(start // SUPER_BLOCK, -(-end // SUPER_BLOCK)):
-            low = max(start - number * SUPER_BLOCK, 0)
-            high = min(end - number * SUPER_BLOCK, SUPER_BLOCK)
-            block_sources, block_ordinals = self._block(number)
-            sources.append(block_sources[low:high])
-            ordinals.append(block_ordinals[low:high])
-        if not sources:
-            return np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)
-        return np.concatenate(sources), np.concatenate(ordinals)
-
-    def _block(self, number: int) -> tuple[npt.NDArray[np.int32], Int64Array]:
-        if number not in self._blocks:
-            before, after = self.counts(number), self.counts(number + 1)
-            counts = np.array(after) - np.array(before)
-            sources = earliest_deadline_order(counts)
-            by_source = np.argsort(sources, kind="stable")
-            ordinals = np.empty(SUPER_BLOCK, dtype=np.int64)
-            first = np.cumsum(counts) - counts
-            ordinals[by_source] = np.arange(SUPER_BLOCK) + np.repeat(before - first, counts)
-            self._blocks[number] = sources, ordinals
-            while len(self._blocks) > KEPT_BLOCKS:
-                self._blocks.popitem(last=False)
-        return self._blocks[number]
-
-
-def earliest_deadline_order(counts: Int64Array) -> npt.NDArray[np.int32]:
-    """Order ``counts[i]`` windows of each source i so that all advance evenly.
-
-    Window j of a source with count c of the sum w may come from slot floor(j w / c) on and has to
-    come before slot ceil((j + 1) w / c). Unit jobs of total density 1 always meet such deadlines
-    when the earliest one goes first, so after t slots each source has given more than c t / w - 1
-    and less than c t / w + 1 windows. Ties go to the earlier source.
-    """
-    total, num_sources = int(counts.sum()), len(counts)
-    source = np.repeat(np.arange(num_sources), counts)
-    j = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
-    c = np.repeat(counts, counts)
-    release = j * total // c
-    key = -(-(j + 1) * total // c) * num_sources + source
-    by_release = np.argsort(release, kind="stable")
-    releases, keys = release[by_release].tolist(), key[by_release].tolist()
-    ready: list[int] = []
-    order = np.empty(total, dtype=np.int32)
-    arrived = 0
-    for slot in range(total):
-        while arrived < total and releases[arrived] <= slot:
-            heappush(ready, keys[arrived])
-            arrived += 1
-        order[slot] = heappop(ready) % num_sources
-    return order

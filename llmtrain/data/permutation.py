@@ -69,20 +69,20 @@ class Permutation:
         a, b = np.uint64(self._left), np.uint64(self._right)
         left, right = values // b, values % b
         for i in range(0, NUM_ROUNDS, 2):
-            left = (left + _mix(right, self._keys[i]) % a) % a
-            right = (right + _mix(left, self._keys[i + 1]) % b) % b
+            left = (left + keyed_hash(right, self._keys[i]) % a) % a
+            right = (right + keyed_hash(left, self._keys[i + 1]) % b) % b
         return left * b + right
 
     def _decrypt(self, values: UInt64Array) -> UInt64Array:
         a, b = np.uint64(self._left), np.uint64(self._right)
         left, right = values // b, values % b
         for i in range(NUM_ROUNDS - 2, -1, -2):
-            right = (right + b - _mix(left, self._keys[i + 1]) % b) % b
-            left = (left + a - _mix(right, self._keys[i]) % a) % a
+            right = (right + b - keyed_hash(left, self._keys[i + 1]) % b) % b
+            left = (left + a - keyed_hash(right, self._keys[i]) % a) % a
         return left * b + right
 
 
-def _mix(values: UInt64Array, key: np.uint64) -> UInt64Array:
+def keyed_hash(values: UInt64Array, key: np.uint64) -> UInt64Array:
     """Hash 64 bits to 64 bits: splitmix64's finalizer (Steele, Lea, Flood, 2014), keyed twice."""
     mixed = (values ^ key) + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -9,25 +9,32 @@ and opens too. Any number of processes may write shards; one writes the manifest
         writer.add([5, 6, 7], DocumentRecord(id="..."))
     write_manifest(folder, [writer.info], tokenizer_hash=..., vocab_size=32_000, eos_id=2)
     TokenStore.open("stores/wiki").tokens(0, 4)
+    open_source(["stores/wiki", "stores/more"]).num_tokens
 """
 
-from collections.abc import Sequence
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import blake3
 import numpy as np
 
-from llmtrain.data.indexed import IndexedShard, Int64Array, TokenArray
-from llmtrain.data.lineage import DocumentRecord, read_counts, read_record
+from llmtrain.data.files import Folder
+from llmtrain.data.indexed import Int64Array, TokenArray
+from llmtrain.data.lineage import DocumentRecord, read_counts, read_record, read_selected
+from llmtrain.data.location import check_files, foreign_fingerprint, foreign_shard, locate
 from llmtrain.data.manifest import (
     MANIFEST,
     Manifest,
     ShardInfo,
     file_sha256,
+    manifest_of,
     read_manifest,
     write_manifest,
 )
+from llmtrain.data.shards import Shards
 from llmtrain.data.writer import ShardWriter
 from llmtrain.errors import DataError
 
@@ -37,16 +44,17 @@ __all__ = [
     "ShardInfo",
     "ShardWriter",
     "TokenStore",
+    "open_source",
     "read_manifest",
     "verify",
     "write_manifest",
 ]
 
-MAX_KNOWN_STARTS = 1 << 21
-"""Stores with more documents keep no list of their starts (8 bytes each) and bisect the index."""
-_FINGERPRINT_BYTES = 1 << 20
-RAW_SUFFIXES = (".jsonl", ".json", ".gz", ".zst", ".parquet", ".txt", ".warc", ".arrow")
-"""Endings of files that hold text, not tokens."""
+MAX_KNOWN_STARTS, MAX_KNOWN_SHARDS = 1 << 21, 256
+"""Stores with more documents or shards keep no list of where documents start (8 bytes each): they
+bisect the index of the shard."""
+DOCUMENTS_PER_WINDOW = 128
+"""The list is made once a window was asked for per so many documents: a run begins without it."""
 
 
 class TokenStore:
@@ -54,37 +62,88 @@ class TokenStore:
 
     def __init__(
         self,
-        path: Path,
-        shards: Sequence[IndexedShard],
+        name: str,
+        shards: Shards,
         manifest: Manifest | None,
         fingerprint: str,
     ) -> None:
-        """Use ``TokenStore.open``."""
-        self.path = path
-        self.shards = tuple(shards)
+        """Use ``TokenStore.open`` or ``open_source``."""
+        self.name = name
+        """Path or address; of several stores all of them."""
+        self.path = Path(name)
+        self.shards = shards
         self.manifest = manifest
+        """What its writer says; of several stores the first one's that has one. None for stores of
+        other programs."""
         self.fingerprint = fingerprint
-        self.shard_starts: Int64Array = np.cumsum([0] + [shard.num_tokens for shard in shards])
-        self._first_documents: Int64Array = np.cumsum([0] + [s.num_documents for s in shards])
-        self.num_tokens = int(self.shard_starts[-1])
+        self._members: tuple[TokenStore, ...] = ()
+        self._remote = any(folder.is_remote for folder in shards.folders)
+        self.shard_starts: Int64Array = np.cumsum([0, *shards.num_tokens])
+        self._first_documents: Int64Array = np.cumsum([0, *shards.num_documents])
+        self._edges: list[int] = self.shard_starts.tolist()
+        self.num_tokens = self._edges[-1]
+        self._num_asked = 0
         self.num_documents = int(self._first_documents[-1])
 
     @classmethod
-    def open(cls, path: Path | str) -> "TokenStore":
+    def open(
+        cls, path: Path | str, cache_dir: Path | str | None = None, *, check: bool = True
+    ) -> "TokenStore":
         """Open a store after checking its manifest, the sizes of its files and their headers.
 
+        ``check=False`` looks at no file but the manifest: for ranks beside the one that checked.
+        Either way a shard is compared with the manifest before it is first read. Headers of a
+        remote store are read then.
+
         Raises:
-            DataError: something is missing, truncated, changed or of another format.
+            DataError: something is missing, truncated, changed or of another format; or a remote
+                store without ``cache_dir``, or without the package that reads it.
         """
-        path = Path(path)
-        prefix = _foreign_prefix(path)
+        folder, prefix = locate(str(path), cache_dir)
         if prefix is not None:
-            shard = IndexedShard(prefix)
-            shard.check_index()
-            return cls(path, [shard], None, _foreign_fingerprint(shard))
-        manifest = read_manifest(path)
-        shards = [_open_shard(path, info, manifest) for info in manifest.shards]
-        return cls(path, shards, manifest, manifest.hash)
+            shard = foreign_shard(folder, prefix)
+            fingerprint = foreign_fingerprint((shard.idx_file, shard.bin_file))
+            return cls(str(path), Shards.of(folder, shard), None, fingerprint)
+        manifest = manifest_of(folder)
+        folder = folder.keyed(manifest.hash)
+        if check:
+            check_files(folder, manifest)
+        return cls(str(path), Shards.listed(folder, manifest), manifest, manifest.hash)
+
+    @classmethod
+    def joined(cls, stores: Sequence["TokenStore"]) -> "TokenStore":
+        """Return stores as one, in the given order: windows cross their edges.
+
+        Raises:
+            DataError: two are the same, or they are of different tokenizers.
+        """
+        seen: dict[str, TokenStore] = {}
+        for store in stores:
+            if store.fingerprint in seen:
+                raise DataError(
+                    f"{store.name} holds the same tokens as {seen[store.fingerprint].name}; list "
+                    "a store once: epochs repeat it as often as its share asks for"
+                )
+            seen[store.fingerprint] = store
+        first = next((s for s in stores if s.manifest is not None), None)
+        for store in stores:
+            if first is not None and first.manifest is not None:
+                store.check_tokenizer(first.manifest.tokenizer_hash)
+        digest = blake3.blake3(derive_key_context="llmtrain joined stores v1")
+        digest.update(json.dumps([store.fingerprint for store in stores]).encode())
+        joined = cls(
+            ", ".join(store.name for store in stores),
+            Shards.joined([store.shards for store in stores]),
+            None if first is None else first.manifest,
+            str(digest.hexdigest()),
+        )
+        joined._members = tuple(stores)
+        return joined
+
+    @property
+    def members(self) -> tuple["TokenStore", ...]:
+        """The stores it was joined of; itself where there is only one."""
+        return self._members or (self,)
 
     def check_tokenizer(self, tokenizer_hash: str) -> None:
         """Compare with the tokenizer the store was made with; stores of other programs pass.
@@ -94,7 +153,7 @@ class TokenStore:
         """
         if self.manifest is not None and self.manifest.tokenizer_hash != tokenizer_hash:
             raise DataError(
-                f"{self.path} was made with tokenizer {self.manifest.tokenizer_hash[:16]}, the "
+                f"{self.name} was made with tokenizer {self.manifest.tokenizer_hash[:16]}, the "
                 f"given tokenizer is {tokenizer_hash[:16]}; set tokenizer.path to the store's own "
                 "or tokenize the source again"
             )
@@ -102,34 +161,35 @@ class TokenStore:
     def tokens(self, start: int, end: int) -> TokenArray:
         """Return the tokens [start, end) in the store's dtype; a copy only across shard edges."""
         parts = self._parts(start, end)
-        pieces = [shard.tokens(low, high) for shard, low, high in parts]
+        pieces = [self.shards[number].tokens(low, high) for number, low, high in parts]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-    def read_windows(
-        self, starts: Int64Array, rows: Int64Array, inputs: Int64Array, targets: Int64Array
-    ) -> None:
-        """Fill row ``rows[i]`` of both [R, S] arrays from ``starts[i]`` and from one later."""
-        length = inputs.shape[1] + 1
-        shard_of = np.searchsorted(self.shard_starts, starts, side="right") - 1
-        inside = starts + length <= self.shard_starts[shard_of + 1]
-        local = starts - self.shard_starts[shard_of]
-        for row, shard, low, whole in zip(
-            rows.tolist(), shard_of.tolist(), local.tolist(), inside.tolist(), strict=True
-        ):
-            if whole:
-                window = self.shards[shard].data[low : low + length]
-            else:
-                start = int(self.shard_starts[shard]) + low
-                window = self.tokens(start, start + length)
-            inputs[row] = window[:-1]
-            targets[row] = window[1:]
+    def fetch(self, starts: Int64Array, lengths: Int64Array) -> None:
+        """Have the tokens [starts[i], starts[i] + lengths[i]) of a remote store on this machine.
+
+        What lies beyond the end of the store is left out. ``tokens`` does this itself; whoever
+        reads ``shards[i].data`` asks first. Nothing happens where the store is no remote one.
+        """
+        if not self._remote:
+            return
+        from llmtrain.data.remote import fetch_all
+
+        ends = np.minimum(starts + lengths, self.num_tokens)
+        spans = [
+            (self.shards[number].bin_file, *self.shards[number].byte_span(low, high))
+            for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+            for number, low, high in self._parts(start, end)
+        ]
+        fetch_all(spans)
 
     def boundaries(self, starts: Int64Array, length: int) -> tuple[Int64Array, Int64Array]:
         """Return where documents start inside the windows [starts[r], starts[r] + length).
 
         Two arrays of equal length, sorted: the row r and the offset from ``starts[r]``.
         """
-        known = self._known_starts
+        self._num_asked += len(starts)
+        few = self._num_asked * DOCUMENTS_PER_WINDOW < self.num_documents
+        known = None if few else self._known_starts
         if known is not None:
             low, high = np.searchsorted(known, starts), np.searchsorted(known, starts + length)
             counts = high - low
@@ -141,7 +201,7 @@ class TokenStore:
     @cached_property
     def _known_starts(self) -> Int64Array | None:
         """The first token of every document, where the store has few enough to keep that."""
-        if self.num_documents > MAX_KNOWN_STARTS:
+        if self.num_documents > MAX_KNOWN_STARTS or len(self.shards) > MAX_KNOWN_SHARDS:
             return None
         pairs = zip(self.shards, self.shard_starts[:-1], strict=True)
         return np.concatenate(
@@ -154,26 +214,15 @@ class TokenStore:
     def _bisected_boundaries(
         self, starts: Int64Array, length: int
     ) -> tuple[Int64Array, Int64Array]:
-        rows, offsets = [], []
-        first = np.searchsorted(self.shard_starts, starts, side="right") - 1
-        last = np.searchsorted(self.shard_starts, starts + length, side="left") - 1
-        for number in range(int(first.min()), int(last.max()) + 1) if len(starts) else ():
-            (touching,) = np.nonzero((first <= number) & (number <= last))
-            if not len(touching):
-                continue
-            shard, shard_start = self.shards[number], self.shard_starts[number]
-            local = starts[touching] - shard_start
-            found = shard.first_document_from(np.concatenate([local, local + length]))
-            low, high = found[: len(local)], found[len(local) :]
-            counts = high - low
-            skipped = np.repeat(np.cumsum(counts) - counts - low, counts)
-            documents = np.arange(counts.sum()) - skipped
-            rows.append(np.repeat(touching, counts))
-            offsets.append(shard.document_starts(documents) - np.repeat(local, counts))
-        row = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
-        offset = np.concatenate(offsets) if offsets else np.zeros(0, dtype=np.int64)
-        order = np.lexsort((offset, row))
-        return row[order], offset[order]
+        rows, offsets = list[int](), list[int]()
+        for row, start in enumerate(starts.tolist()):
+            end = min(start + length, self.num_tokens)
+            for number, low, high in self._parts(start, end) if start < end else ():
+                found = self.shards[number].starts_within(low, high)
+                rows += [row] * len(found)
+                base = int(self.shard_starts[number]) - start
+                offsets += [base + token for token in found]
+        return np.array(rows, dtype=np.int64), np.array(offsets, dtype=np.int64)
 
     def document_boundaries(self, start: int, end: int) -> Int64Array:
         """Return the first tokens of the documents that start in [start, end)."""
@@ -200,29 +249,74 @@ class TokenStore:
     def record(self, document: int) -> DocumentRecord:
         """Return the origin of one document."""
         shard, local = self._locate(document)
-        prefix = self.shards[shard].prefix
-        return read_record(prefix.with_name(prefix.name + ".docs.parquet"), local)
+        return read_record(self.records_path(shard), local)
+
+    def records(self, documents: Iterable[int]) -> dict[int, DocumentRecord]:
+        """Return the origins of some documents; every row group of a shard is read once."""
+        by_shard: dict[int, list[int]] = {}
+        for document in documents:
+            shard, local = self._locate(document)
+            by_shard.setdefault(shard, []).append(local)
+        found: dict[int, DocumentRecord] = {}
+        for shard, chosen in by_shard.items():
+            first, path = int(self._first_documents[shard]), self.records_path(shard)
+            found |= {first + d: record for d, record in read_selected(path, chosen).items()}
+        return found
+
+    def folder_of(self, document: int) -> Folder:
+        """Return the folder of the store that a document is in, one of several where joined."""
+        return self.shards.folders[self._locate(document)[0]]
+
+    def records_path(self, shard: int) -> Path:
+        """Return ``docs.parquet`` of shard number ``shard`` on this machine, fetched if need be."""
+        name = self.shards[shard].name.rpartition("/")[2] + ".docs.parquet"
+        return self.shards.folders[shard].whole(name)
 
     def _locate(self, document: int) -> tuple[int, int]:
         if not 0 <= document < self.num_documents:
             raise DataError(
-                f"{self.path} holds {self.num_documents:,} documents; {document:,} is outside"
+                f"{self.name} holds {self.num_documents:,} documents; {document:,} is outside"
             )
         shard = int(np.searchsorted(self._first_documents, document, side="right")) - 1
         return shard, document - int(self._first_documents[shard])
 
-    def _parts(self, start: int, end: int) -> list[tuple[IndexedShard, int, int]]:
+    def _parts(self, start: int, end: int) -> list[tuple[int, int, int]]:
+        """Return the shards of the tokens [start, end): number, and from where to where in each."""
         if not 0 <= start < end <= self.num_tokens:
             raise DataError(
-                f"{self.path} holds {self.num_tokens:,} tokens; [{start:,}, {end:,}) is outside"
+                f"{self.name} holds {self.num_tokens:,} tokens; [{start:,}, {end:,}) is outside"
             )
-        number = int(np.searchsorted(self.shard_starts, start, side="right")) - 1
+        edges = self._edges
+        number = bisect_right(edges, start) - 1
         parts = []
         while start < end:
-            base, stop = int(self.shard_starts[number]), int(self.shard_starts[number + 1])
-            parts.append((self.shards[number], start - base, min(end, stop) - base))
+            base, stop = edges[number], edges[number + 1]
+            parts.append((number, start - base, min(end, stop) - base))
             start, number = stop, number + 1
         return parts
+
+
+def open_source(
+    paths: str | Sequence[str], cache_dir: str | None = None, *, check: bool = True
+) -> TokenStore:
+    """Open the store of a source, or several as one; see ``TokenStore.open`` and ``joined``.
+
+    Raises:
+        DataError: what those raise, or the list is empty.
+    """
+    if isinstance(paths, str):
+        return TokenStore.open(paths, cache_dir, check=check)
+    if not paths:
+        raise DataError("the list of stores is empty; name a store or leave the source out")
+    stores = [TokenStore.open(path, cache_dir, check=check) for path in paths]
+    return stores[0] if len(stores) == 1 else TokenStore.joined(stores)
+
+
+def open_sources(
+    sources: Mapping[str, str | Sequence[str]], cache_dir: str | None = None, *, check: bool = True
+) -> dict[str, TokenStore]:
+    """Open the stores of several sources by name; see ``open_source``."""
+    return {name: open_source(at, cache_dir, check=check) for name, at in sources.items()}
 
 
 def verify(path: Path | str) -> TokenStore:
@@ -235,7 +329,7 @@ def verify(path: Path | str) -> TokenStore:
     if store.manifest is None:
         return store
     problems = []
-    for info, shard in zip(store.manifest.shards, store.shards, strict=True):
+    for number, (info, shard) in enumerate(zip(store.manifest.shards, store.shards, strict=True)):
         for end, digest in sorted(info.sha256.items()):
             file = store.path / f"{info.name}.{end}"
             found = file_sha256(file)
@@ -246,82 +340,9 @@ def verify(path: Path | str) -> TokenStore:
                 )
         if not problems:
             shard.check_index()
-            counts = read_counts(store.path / f"{info.name}.docs.parquet")
+            counts = read_counts(store.records_path(number))
             if not np.array_equal(counts, shard.sequence_lengths()):
                 problems.append(f"{info.name}.docs.parquet and {info.name}.idx disagree on lengths")
     if problems:
         raise DataError("\n".join(problems))
     return store
-
-
-def _open_shard(directory: Path, info: ShardInfo, manifest: Manifest) -> IndexedShard:
-    for end, size in sorted(info.sizes.items()):
-        path = directory / f"{info.name}.{end}"
-        if not path.is_file():
-            raise DataError(
-                f"{path} is missing, its manifest lists it; copy or write the store again"
-            )
-        if path.stat().st_size != size:
-            raise DataError(
-                f"{path} holds {path.stat().st_size:,} bytes, its manifest says {size:,}; it is "
-                "damaged or still being copied: copy or write the store again"
-            )
-    shard = IndexedShard(directory / info.name)
-    expected = (manifest.dtype, info.num_tokens, info.num_documents)
-    found = (shard.dtype.newbyteorder("=").name, shard.num_tokens, shard.num_documents)
-    if found != expected:
-        raise DataError(
-            f"{shard.idx_path} has (dtype, tokens, documents) {found}, its manifest says "
-            f"{expected}; files of two stores are mixed: write the store again"
-        )
-    return shard
-
-
-def _foreign_prefix(path: Path) -> Path | None:
-    """Return the prefix of a store of another program; None where a manifest has to be."""
-    if path.name.endswith(RAW_SUFFIXES) or any(c in str(path) for c in "*?"):
-        raise _raw_text(path, path)
-    if path.suffix in (".bin", ".idx") and path.is_file():
-        return path.with_suffix("")
-    if not path.is_dir():
-        if path.with_name(path.name + ".idx").is_file():
-            return path
-        found = "is a file" if path.exists() else "does not exist"
-        raise DataError(
-            f"{path} {found}; expected the folder of a token store or the path prefix of a "
-            "Megatron .bin/.idx pair: check the path, or make it with `llmtrain-data tokenize`"
-        )
-    if (path / MANIFEST).is_file():
-        return None
-    pairs = [p.with_suffix("") for p in path.glob("*.idx") if p.with_suffix(".bin").is_file()]
-    parquet = list(path.glob("part-*.docs.parquet"))
-    if len(pairs) == 1 and not parquet:
-        return pairs[0]
-    if not pairs and not parquet:
-        raw = sorted(p for p in path.iterdir() if p.name.endswith(RAW_SUFFIXES))
-        if raw:
-            raise _raw_text(path, path / f"*{''.join(raw[0].suffixes[-2:])}")
-    return None
-
-
-def _raw_text(path: Path, files: Path) -> DataError:
-    name = path.name.split(".")[0].strip("*") or "mine"
-    return DataError(
-        f"{path} holds text, a source has to be a token store; make one with\n"
-        f"  llmtrain-data tokenize input={files} text_field=text tokenizer=TOKENIZER "
-        f"out=stores/{name}\n"
-        f"and set data.sources.{name}=stores/{name}"
-    )
-
-
-def _foreign_fingerprint(shard: IndexedShard) -> str:
-    """Hash sizes and both ends of both files: what tells two stores apart without reading them."""
-    digest = blake3.blake3()
-    for path in (shard.idx_path, shard.bin_path):
-        size = path.stat().st_size
-        digest.update(f"{size}:".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_FINGERPRINT_BYTES))
-            file.seek(max(0, size - _FINGERPRINT_BYTES))
-            digest.update(file.read())
-    return str(digest.hexdigest())

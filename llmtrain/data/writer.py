@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from llmtrain.data.indexed import Int64Array, TokenArray, token_dtype, write_index
+from llmtrain.data.files import LocalFile
+from llmtrain.data.indexed import Int64Array, TokenArray, ends_digest, token_dtype, write_index
 from llmtrain.data.lineage import DocumentRecord, RecordWriter
 from llmtrain.data.manifest import ShardInfo, file_sha256, sync
 from llmtrain.errors import DataError
@@ -139,6 +140,11 @@ class ShardWriter:
             num_documents=len(sizes),
             sizes={end: path.stat().st_size for end, path in self._final.items()},
             sha256={end: file_sha256(path) for end, path in self._final.items()},
+            ends={
+                end: ends_digest(LocalFile(str(path), path.stat().st_size))
+                for end, path in self._final.items()
+                if end in ("bin", "idx")
+            },
         )
         return self._info
 

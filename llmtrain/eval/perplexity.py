@@ -30,7 +30,7 @@ from torch import Tensor
 from llmtrain.config.generate import EvalConfig
 from llmtrain.data.batch import IGNORE_INDEX
 from llmtrain.data.lineage import read_counts
-from llmtrain.data.store import TokenStore
+from llmtrain.data.store import TokenStore, open_source, open_sources
 from llmtrain.errors import ConfigError, DataError
 from llmtrain.eval.trained import load_run
 from llmtrain.model.transformer import Transformer
@@ -227,7 +227,7 @@ def text_bytes(store: TokenStore) -> NDArray[np.int64]:
     Raises:
         DataError: the store keeps no such record (stores of other programs).
     """
-    paths = [s.prefix.with_name(s.prefix.name + ".docs.parquet") for s in store.shards]
+    paths = map(store.records_path, range(len(store.shards)))
     found = np.concatenate([read_counts(path, "text_bytes") for path in paths])
     if not found.sum():
         raise DataError(
@@ -253,11 +253,12 @@ def evaluate(config: EvalConfig) -> dict[str, Score]:
     if taken := sorted({"all", "step"} & set(sources)):
         raise ConfigError(f"a source is named {taken[0]}, eval.json uses that name; rename it")
     vocab_size = run.config.model.vocab_size
-    training = [TokenStore.open(path) for path in run.config.data.sources.values()]
+    cache_dir = run.config.data.cache_dir
+    training = list(open_sources(run.config.data.sources, cache_dir).values())
     unigram_nats = unigram(training, vocab_size, config.unigram_tokens)
     total, scores = Tally(), dict[str, Score]()
     for name, path in sources.items():
-        store = TokenStore.open(path)
+        store = open_source(path, cache_dir)
         length = run.config.training.sequence_length
         found = tally(run.model, store, unigram_nats, length, config)
         scores[name] = found.score(vocab_size)

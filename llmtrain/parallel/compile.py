@@ -2,7 +2,8 @@
 
 Invariant: only a block's ``forward`` is compiled, so that what wraps modules (FSDP2's gathering,
 pipelines, the loss) runs as before, and parameters keep their names. A plain block is one graph;
-collectives inside a block may cut it into several.
+collectives inside a block may cut it into several. Each shape of a micro-batch compiles once: a
+ramp of lengths at its edges, a ramp of batches never.
 
     compile_blocks(transformer, torch.device("cpu"))    # after recomputation, before sharding
 """
@@ -21,6 +22,9 @@ from llmtrain.ops.attention import ATTENTION, AttentionFunction
 
 logger = logging.getLogger(__name__)
 
+_MAX_SHAPES = 64
+"""Codes of one block. torch stops at 8 by default: the rest would run uncompiled."""
+
 BACKEND = "inductor"
 """Compiler behind torch.compile; tests of what surrounds it take ``aot_eager``, which is quick."""
 
@@ -37,6 +41,8 @@ def compile_blocks(
     reason = missing_compiler(device) if backend == "inductor" else None
     if reason is not None:
         raise ConfigError(f"engine.compile=true on {device.type} {reason}, or set it to false")
+    dynamo = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, _MAX_SHAPES)
     blocks = [block for block in transformer.model.layers.values() if isinstance(block, Block)]
     for block in blocks:
         block.forward = torch.compile(  # type: ignore[method-assign]

@@ -275,6 +275,14 @@ class World:
         dist.broadcast_object_list(box, src=source, group=self._control)
         return box[0]
 
+    def collect(self, value: T) -> list[T] | None:
+        """Give rank 0 the small objects of all ranks, in their order; None elsewhere."""
+        if self._control is None:
+            return [value]
+        found: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
+        dist.gather_object(value, found, dst=0, group=self._control)
+        return found
+
     def agree(self, flag: bool, grace_s: float = 20.0) -> bool:
         """Tell whether any rank raised ``flag``; every rank gets the same answer.
 

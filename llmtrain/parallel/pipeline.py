@@ -80,7 +80,7 @@ class Pipeline:
         self._schedule = schedule
         self._hidden_size = hidden_size
         self._dtype = dtype
-        self._cache: dict[_Key, Schedule] = {}
+        self._built: tuple[_Key, Schedule] | None = None
 
     def run(self, batch: StepBatch, training: bool) -> None:
         """Run forward and, in training, backward of all micro-batches.
@@ -96,13 +96,22 @@ class Pipeline:
             )  # fmt: skip
             return
         check_microbatches(self._schedule, self._world.axes.pp, batch.num_microbatches)
-        if key not in self._cache:
-            self._cache[key] = self._build(key)
         inputs = (batch.tokens,) if 0 in self._modules else ()
         fields: dict[str, Any] = batch_fields(batch)
         if self._num_stages - 1 in self._modules:
             fields["target"] = batch.targets
-        self._cache[key].step(*inputs, return_outputs=False, **fields)
+        self._schedule_of(key).step(*inputs, return_outputs=False, **fields)
+
+    def _schedule_of(self, key: _Key) -> Schedule:
+        """Give the schedule of a shape, made where the step before had another.
+
+        The last one alone is kept: each holds a buffer for every micro-batch, and the stages of a
+        ramp do not come back.
+        """
+        if self._built is None or self._built[0] != key:
+            self._built = None  # frees its buffers first
+            self._built = key, self._build(key)
+        return self._built[1]
 
     def _checked_key(self, batch: StepBatch) -> _Key:
         """Give the number of micro-batches, the rows and the local length of each."""

@@ -58,7 +58,7 @@ class StageModule(nn.Module):
 
 def batch_fields(batch: StepBatch) -> dict[str, Tensor]:
     """Name the batch's tensors as a stage takes them; each has rows as its first dim."""
-    return {
+    fields = {
         "tokens": batch.tokens,
         "targets": batch.targets,
         "positions": batch.positions,
@@ -66,3 +66,4 @@ def batch_fields(batch: StepBatch) -> dict[str, Tensor]:
         "loss_weight": batch.loss_weight,
         "source_ids": batch.source_ids,
     }
+    return fields if batch.row_ids is None else fields | {"row_ids": batch.row_ids}

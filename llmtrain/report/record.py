@@ -9,15 +9,17 @@ that still trains, was never evaluated or got its tokens elsewhere.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmtrain.config.load import build, from_yaml
+from llmtrain.config.mixture import AdaptiveMixture
 from llmtrain.config.run import RunConfig
 from llmtrain.data.manifest import read_manifest
-from llmtrain.errors import ConfigError, DataError
+from llmtrain.data.shares import share_schedule
+from llmtrain.errors import ConfigError, LLMTrainError
 
 Row = dict[str, Any]
 
@@ -140,7 +142,8 @@ def _funnel(config: RunConfig, data: Path | None) -> list[Row]:
             raise ConfigError(f"{path} does not exist; give data= a folder llmtrain-data run wrote")
         return list(_json(path, {})["stages"])
     # llmtrain-data writes OUT/funnel.json and OUT/stores/train/SOURCE.
-    for store in config.data.sources.values():
+    for at in config.data.sources.values():
+        store = at if isinstance(at, str) else at[0]
         path = Path(store).parent.parent.parent / "funnel.json"
         if path.is_file():
             return list(_json(path, {}).get("stages", []))
@@ -148,13 +151,24 @@ def _funnel(config: RunConfig, data: Path | None) -> list[Row]:
 
 
 def _planned(config: RunConfig) -> dict[str, float]:
-    """Planned shares: the mixture's weights, or the stores' tokens where none are set."""
-    weights: Mapping[str, float] = config.mixture.weights or {}
-    if not weights:
-        try:
-            stores = config.data.sources.items()
-            weights = {name: read_manifest(Path(store)).num_tokens for name, store in stores}
-        except DataError:
-            return {}  # moved since, or written by another program
-    total = sum(weights.values())
-    return {name: weight / total for name, weight in weights.items()} if total else {}
+    """Planned share of each source over the whole run; an adaptive mixture plans none."""
+    length, total = config.training.sequence_length, config.training.num_tokens
+    if isinstance(config.mixture, AdaptiveMixture):
+        return {}
+    try:
+        windows = {
+            name: max(_num_tokens(stores) // length, 1)
+            for name, stores in config.data.sources.items()
+        }
+        schedule = share_schedule(config.mixture, windows, unit_tokens=length, num_tokens=total)
+    except LLMTrainError:
+        return {}  # moved since, or written by another program
+    num_units = -(-total // length)
+    targets = zip(sorted(windows), schedule.integral(num_units), strict=True)
+    return {name: float(target / num_units) for name, target in targets}
+
+
+def _num_tokens(paths: str | Sequence[str]) -> int:
+    """Tokens of the stores of one source."""
+    stores = [paths] if isinstance(paths, str) else paths
+    return sum(read_manifest(Path(store)).num_tokens for store in stores)

@@ -33,6 +33,7 @@ from llmtrain.errors import CheckpointError
 from llmtrain.train import archive
 from llmtrain.train.facts import changed_facts
 from llmtrain.train.progress import Progress
+from llmtrain.train.run_journal import RunJournal
 
 MODEL_PREFIX = "model."
 """What stands before a parameter's name in the checkpoint schema."""
@@ -63,17 +64,20 @@ class Checkpoints:
         engine: Stateful,
         *,
         facts: Mapping[str, str],
+        journal: RunJournal | None = None,
         carried: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         """Keep checkpoints of ``engine`` in ``directory``.
 
-        ``facts`` (see facts.py) must be the same for a run to go on; ``carried`` is asked
-        at every save for what readers want to find, as the W&B id.
+        ``facts`` (see facts.py) must be the same for a run to go on, or ``journal`` must accept
+        what changed; ``carried`` is asked at every save for what readers want to find, as the
+        W&B id.
         """
         self._directory = directory
         self._config = config
         self._engine = engine
         self._facts = dict(facts)
+        self._journal = journal
         self._carried = carried
         self._saved_step: int | None = None
 
@@ -153,6 +157,7 @@ class Checkpoints:
             "step": progress.step,
             "tokens": progress.tokens,
             "facts": self._facts,
+            "journal": {} if self._journal is None else self._journal.to_plain(),
             "carried": dict(self._carried()),
             "world_size": _world_size(),
             "torch": torch.__version__,
@@ -165,12 +170,14 @@ class Checkpoints:
         return _problem_of_first_rank(finish)
 
     def _check_facts(self, found: archive.Checkpoint) -> None:
-        """Refuse to go on with other data; names each fact that changed."""
+        """Refuse to go on with other data; names each fact that changed and is not accepted."""
         changed = changed_facts(found.meta["facts"], self._facts)
+        if self._journal is not None:
+            changed = self._journal.resume(found.meta.get("journal", {}), found.step, changed)
         if changed:
             raise CheckpointError(
-                f"{found.path} belongs to another run: {'; '.join(changed)}; put these back, or "
-                "start a run of another name"
+                f"{found.path} belongs to another run: {'; '.join(changed)}; put these back, "
+                "start a run of another name, or go on with other data by data.accept_changed=true"
             )
 
 

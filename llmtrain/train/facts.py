@@ -8,7 +8,7 @@ The fingerprint of the batch plan decides; the other facts are there to say what
 
 from collections.abc import Mapping
 
-from llmtrain.data.loader import BatchPlan
+from llmtrain.data.plan import BatchPlan
 
 FINGERPRINT = "data fingerprint"
 """Name of the fact that covers everything the order of tokens depends on."""
@@ -19,12 +19,16 @@ def data_facts(plan: BatchPlan) -> dict[str, str]:
     facts = {
         FINGERPRINT: plan.fingerprint,
         "training.seed": str(plan.seed),
-        "training.sequence_length": str(plan.sequence_length),
-        "training.global_batch_tokens": str(plan.tokens_per_step),
+        "training.sequence_length": str(plan.steps.unit_tokens),
+        "rows of the steps": ", then ".join(
+            f"{units * (plan.steps.unit_tokens // length)} of {length}"
+            for units, length in plan.steps.shapes()
+        ),
+        "mixture": plan.mixture.schedule.fingerprint,
     }
-    for name, store, share in zip(plan.source_names, plan.stores, plan.shares, strict=True):
-        facts[f"content of data.sources.{name}"] = store.fingerprint
-        facts[f"mixture.weights.{name}"] = str(share)
+    for name, order in zip(plan.source_names, plan.orders, strict=True):
+        facts[f"content of data.sources.{name}"] = order.store.fingerprint
+        facts[f"order of data.sources.{name}"] = order.kind
     return facts
 
 

@@ -7,6 +7,8 @@ targets, so that no mean of means appears on any layout.
     loss_sum, sums = loss_function(hidden, head, batch)
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -14,15 +16,25 @@ from llmtrain.data.batch import StepBatch
 from llmtrain.engine.protocol import LossFunction
 from llmtrain.ops.cross_entropy import VocabPartition, chunked_linear_cross_entropy
 
+Observer = Callable[[Tensor, StepBatch], None]
+"""Takes the cross entropy of each token of a micro-batch, [B, S] in nats, and the micro-batch.
+
+What it is given is the loss of the step itself: detached, on the device, 0 where is no target.
+"""
+
 
 def pretraining_loss(
-    num_sources: int, chunk_tokens: int, z_loss_weight: float = 0.0
+    num_sources: int,
+    chunk_tokens: int,
+    z_loss_weight: float = 0.0,
+    observe: Observer | None = None,
 ) -> LossFunction:
     """Make the loss of a mixture of ``num_sources`` sources.
 
     The sum it returns is what is optimised: cross entropy and, with a weight above 0, the z-loss
     (arXiv:2204.02311, section 5). Its metric sums are ``source_loss_sum`` and ``source_tokens``,
     both [num_sources] and of the cross entropy alone, and with a weight ``z_loss_sum``, a scalar.
+    ``observe`` is shown every micro-batch whose rows are numbered.
     """
 
     def loss(hidden: Tensor, head: nn.Module, batch: StepBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -36,8 +48,11 @@ def pretraining_loss(
             partition,
             z_loss_weight,
         )
+        losses = losses.view_as(batch.targets)
+        if observe is not None and batch.row_ids is not None:
+            observe(losses, batch)
         weights = batch.loss_weight.to(losses.dtype)
-        weighted = losses.view_as(batch.targets) * weights
+        weighted = losses * weights
         metrics = {
             "source_loss_sum": _by_source(weighted, batch.source_ids, num_sources),
             "source_tokens": _by_source(weights, batch.source_ids, num_sources),

@@ -11,7 +11,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -57,12 +57,10 @@ class TimedBatches:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meter:
-    """Turns tokens per second into MFU and says what it counted."""
+    """Turns tokens and seconds into MFU and says what it counted."""
 
-    flops_per_token: float
-    """Operations per token under ``convention``."""
-    causal_flops_per_token: float
-    """The same with half of the attention, for a causal mask."""
+    model: ModelConfig
+    """The architecture: operations per token depend on it and on the length of the rows."""
     peak_flops: float | None
     """Peak operations per second of all devices together; None where it is not known."""
     device: torch.device
@@ -70,28 +68,35 @@ class Meter:
 
     @classmethod
     def of(
-        cls, model: ModelConfig, sequence_length: int, device: torch.device, world_size: int,
+        cls,
+        model: ModelConfig,
+        device: torch.device,
+        world_size: int,
         known_peak_tflops: float | None = None,
-    ) -> "Meter":  # fmt: skip
+    ) -> "Meter":
         """The meter of a model on ``world_size`` devices; the peak of a known GPU is looked up."""
         peak = known_peak_tflops
         if peak is None and device.type == "cuda":
             peak = peak_tflops(torch.cuda.get_device_name(device))
-        return cls(
-            flops_per_token=flops_per_token(model, sequence_length),
-            causal_flops_per_token=flops_per_token(model, sequence_length, causal=True),
-            peak_flops=None if peak is None else peak * 1e12 * world_size,
-            device=device,
-        )
+        peak_flops = None if peak is None else peak * 1e12 * world_size
+        return cls(model=model, peak_flops=peak_flops, device=device)
 
-    def utilization(self, tokens_per_s: float) -> Row:
-        """MFU fields of a row."""
-        peak = self.peak_flops
+    def utilization(self, tokens: Mapping[int, int], seconds: float) -> Row:
+        """MFU fields of a row; ``tokens`` is by the length of the rows they stood in."""
         return {
-            "mfu": tokens_per_s * self.flops_per_token / peak if peak else None,
-            "mfu_causal": tokens_per_s * self.causal_flops_per_token / peak if peak else None,
+            "mfu": self._mfu(tokens, seconds, causal=False),
+            "mfu_causal": self._mfu(tokens, seconds, causal=True),
             "mfu_convention": CONVENTION,
         }
+
+    def _mfu(self, tokens: Mapping[int, int], seconds: float, causal: bool) -> float | None:
+        if not self.peak_flops:
+            return None
+        operations = [
+            count * flops_per_token(self.model, length, causal=causal)
+            for length, count in tokens.items()
+        ]
+        return sum(operations) / seconds / self.peak_flops
 
     def memory_bytes(self) -> int:
         """Largest memory so far: allocated on the GPU, or resident in this process."""
@@ -134,6 +139,7 @@ class Metrics:
         schedule: Schedule,
         source_names: Sequence[str],
         batches: TimedBatches,
+        batch_hash: Callable[[int], str],
         every_steps: int,
     ) -> None:
         """Report to ``sinks`` every ``every_steps`` steps and after the last one."""
@@ -142,6 +148,7 @@ class Metrics:
         self._schedule = schedule
         self._source_names = source_names
         self._batches = batches
+        self._batch_hash = batch_hash
         self._every_steps = every_steps
         self._interval = _Interval(time.perf_counter())
 
@@ -170,7 +177,8 @@ class Metrics:
         step_time_s = (now - interval.started - interval.paused_s) / interval.num_steps
         data_wait_s = self._batches.waited_s / interval.num_steps
         self._batches.waited_s = 0.0
-        tokens_per_s = progress.tokens_per_step / step_time_s
+        tokens = progress.last_tokens(interval.num_steps)
+        took_s = step_time_s * interval.num_steps
         return {
             "step": progress.step,
             "num_steps": progress.num_steps,
@@ -178,11 +186,13 @@ class Metrics:
             **_losses(sums),
             "grad_norm": _finite(grad_norm),
             "lr": self._schedule(progress.tokens),
-            "tokens_per_s": tokens_per_s,
-            **self._meter.utilization(tokens_per_s),
+            "sequence_length": progress.steps.shape(progress.step - 1).sequence_length,
+            "tokens_per_s": sum(tokens.values()) / took_s,
+            **self._meter.utilization(tokens, took_s),
             "memory_bytes": self._meter.memory_bytes(),
             "step_time_s": step_time_s,
             "data_wait_s": data_wait_s,
+            "batch_hash": self._batch_hash(progress.step - 1),
             "skipped_steps": interval.num_steps - sums["applied"],
             **per_source(self._source_names, sums),
             **interval.extra,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from llmtrain.config.ramp import StepSchedule
 from llmtrain.train.rundir import ExitReason
 
 
@@ -11,8 +12,8 @@ class Progress:
 
     num_steps: int
     """Steps of the whole run."""
-    tokens_per_step: int
-    """Training tokens in one step over all ranks."""
+    steps: StepSchedule
+    """How many training tokens each of them has over all ranks."""
     stop_at_step: int | None = None
     """Step after which this process ends although the run does not."""
     step: int = 0
@@ -21,12 +22,20 @@ class Progress:
     @property
     def tokens(self) -> int:
         """Training tokens seen."""
-        return self.step * self.tokens_per_step
+        return self.steps.tokens(self.step)
 
     @property
     def next_tokens(self) -> int:
         """Training tokens seen once the next step is done: what the schedule reads."""
-        return self.tokens + self.tokens_per_step
+        return self.steps.tokens(self.step + 1)
+
+    def last_tokens(self, num_steps: int) -> dict[int, int]:
+        """Training tokens of the last ``num_steps`` steps, by the length of their rows."""
+        counts: dict[int, int] = {}
+        for step in range(self.step - num_steps, self.step):
+            _, units, length = self.steps.shape(step)
+            counts[length] = counts.get(length, 0) + units * self.steps.unit_tokens
+        return counts
 
     @property
     def finished(self) -> bool:

@@ -67,6 +67,11 @@ class RunDirectory:
         return self.path / "run.json"
 
     @property
+    def journal_json(self) -> Path:
+        """What the run decided about its data (see data/journal.py)."""
+        return self.path / "journal.json"
+
+    @property
     def status_json(self) -> Path:
         """How the last process of the run ended: code, reason, step."""
         return self.path / "status.json"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from llmtrain.config.parallel import EngineConfig, ParallelConfig
+from llmtrain.config.ramp import StepSchedule
 from llmtrain.config.training import CheckpointConfig
 from llmtrain.errors import CheckpointError
 from llmtrain.parallel.mesh import World
@@ -42,7 +43,7 @@ def full_disk_on_one_rank(place: Place, folder: str) -> tuple[bool, bool, bool, 
     with World(parallel, EngineConfig(timeout_s=30.0), place):
         part = Part(place.rank, value=1.0)
         checkpoints = make(folder, part)
-        progress = Progress(num_steps=100, tokens_per_step=8, step=1)
+        progress = Progress(num_steps=100, steps=StepSchedule(8, 8), step=1)
         first = checkpoints.save(progress)
         progress.step = 2
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -61,7 +62,7 @@ def restore_damaged(place: Place, folder: str) -> str:
     with World(parallel, EngineConfig(timeout_s=30.0), place):
         try:
             make(folder, Part(place.rank, value=0.0)).restore(
-                Progress(num_steps=100, tokens_per_step=8)
+                Progress(num_steps=100, steps=StepSchedule(8, 8))
             )
         except CheckpointError as error:
             return str(error)

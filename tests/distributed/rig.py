@@ -21,7 +21,7 @@ from llmtrain.engine.protocol import Engine, StepLimits, StepResult
 from llmtrain.engine.step import no_limits
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import Place
-from llmtrain.train.loss import pretraining_loss
+from llmtrain.train.loss import Observer, pretraining_loss
 from llmtrain.train.optimizer import optimizer_factory
 from tests.distributed.layouts import LEARNING_RATE, NUM_STEPS, SHAPE
 
@@ -51,10 +51,12 @@ def loss_of(result: StepResult) -> float:
 
 
 @contextmanager
-def rig_in(world: World, config: RunConfig) -> Iterator[Rig]:
+def rig_in(world: World, config: RunConfig, observe: Observer | None = None) -> Iterator[Rig]:
     engine = make_engine(
         config.model, config.parallel, config.engine, world, seed=config.training.seed,
-        loss=pretraining_loss(SHAPE.num_sources, config.engine.loss_chunk_tokens),
+        loss=pretraining_loss(
+            SHAPE.num_sources, config.engine.loss_chunk_tokens, observe=observe
+        ),
         optimizer_factory=optimizer_factory(config.optimizer), grad_clip_norm=1.0,
     )  # fmt: skip
     yield Rig(config, world, engine)

@@ -69,3 +69,15 @@ def test_the_report_holds_scores_samples_and_the_funnel(out: Path) -> None:
     assert "line_dedup" in page or "line dedup" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert len(json.loads((run / "samples.json").read_text())["samples"]) == 3
+
+
+def test_random_spans_of_the_run_are_proven_by_the_crawl(out: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "benchmarks/trace_proof.py"),
+         f"run={out / 'runs/demo'}", "spans=200", "pairs=100"],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert (found["proven"], found["agree"]) == (200, 100)
+    assert found["characters_compared"] > 10_000

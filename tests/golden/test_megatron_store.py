@@ -26,7 +26,7 @@ def test_megatron_reads_our_store(megatron: Any, tmp_path: Path, vocab_size: int
     store = write_store(tmp_path / "ours", documents, num_shards=2, vocab_size=vocab_size)
     number = 0
     for shard in store.shards:
-        theirs = megatron.IndexedDataset(str(shard.prefix))
+        theirs = megatron.IndexedDataset(shard.name)
         assert theirs.document_indices.tolist() == list(range(len(theirs) + 1))
         for sequence in range(len(theirs)):
             expected = [*documents[number], EOS_ID]

@@ -8,11 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmtrain.data.loader import Batches, BatchPlan
-from llmtrain.data.mixture import SUPER_BLOCK, ConstantShares, Mixture, shares_of
+from llmtrain.data.loader import Batches
 from llmtrain.data.permutation import Permutation, derive_key
 from llmtrain.data.store import TokenStore
-from tests.stores import EOS_ID, write_store
+from tests.stores import EOS_ID, plan_over, write_store
 
 SOURCE = st.lists(st.integers(1, 15), min_size=6, max_size=12)
 
@@ -38,11 +37,11 @@ def test_an_epoch_reads_every_token_once(
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = numbered_store(Path(folder) / "a", lengths, num_shards)
-        plan = BatchPlan(
+        plan = plan_over(
             {"a": store}, None, seed=seed, sequence_length=sequence_length, global_batch_size=1
         )
         batches = Batches(plan, micro_batch_size=1, prefetch=0)
-        (num_windows,) = plan.num_windows
+        num_windows = plan.orders[0].num_windows
         for epoch in range(2):
             rows = [batches.at(epoch * num_windows + i) for i in range(num_windows)]
             first = np.sort([int(plan.windows(s).windows[0]) for s in range(num_windows)])
@@ -57,25 +56,6 @@ def test_an_epoch_reads_every_token_once(
             assert sorted(targets.tolist()) == sorted(wanted.tolist())
             assert store.num_tokens - 1 - used < sequence_length
         assert EOS_ID in wanted or used < min(lengths)
-
-
-@settings(max_examples=8)
-@given(
-    weights=st.lists(st.floats(0.001, 10), min_size=1, max_size=8),
-    start=st.integers(0, 2**40),
-)
-def test_shares_hold_at_every_window(weights: list[float], start: int) -> None:
-    shares = shares_of({str(i): weight for i, weight in enumerate(weights)})
-    mixture = Mixture(ConstantShares(shares))
-    block = start // SUPER_BLOCK
-    sources, ordinals = mixture.assign(block * SUPER_BLOCK, (block + 1) * SUPER_BLOCK)
-    before = mixture.counts(block)
-    slots = np.arange(1, SUPER_BLOCK + 1)
-    for i, share in enumerate(shares):
-        chosen = sources == i
-        offset = float(before[i] - share * block * SUPER_BLOCK)
-        assert np.abs(offset + np.cumsum(chosen) - float(share) * slots).max() < 2
-        assert np.array_equal(ordinals[chosen], before[i] + np.arange(chosen.sum()))
 
 
 @settings(max_examples=12)
@@ -94,7 +74,7 @@ def test_every_layout_reads_the_same_global_batch(
             name: numbered_store(Path(folder) / name, lengths, 2)
             for name, lengths in zip("ab", sizes, strict=True)
         }
-        plan = BatchPlan(
+        plan = plan_over(
             stores, {"a": 0.3, "b": 0.7}, seed=seed, sequence_length=5, global_batch_size=12
         )
         whole = Batches(plan, micro_batch_size=12, prefetch=0).at(step)

@@ -35,6 +35,7 @@ NEEDED = {
     "generate": ["run=runs/x"],
     "eval": ["run=runs/x"],
     "report": ["run=runs/x"],
+    "trace": ["run=runs/x", "step=1"],
 }
 """What the roots leave open."""
 

@@ -31,8 +31,60 @@ def test_what_fits_is_not_refused(
 REFUSED = [
     (1, ["training.global_batch_tokens=1000"], "use 1024"),
     (1, ["training.sequence_length=1024"], "use a sequence_length of at most 512"),
+    (
+        1,
+        ["training.batch_ramp=[{until_tokens: 9000, global_batch_tokens: 1000}]"],
+        "training.batch_ramp[0].global_batch_tokens=1000 is no multiple of",
+    ),
+    (
+        1,
+        ["training.length_ramp=[{until_tokens: 9000, sequence_length: 100}]"],
+        "training.length_ramp[0].sequence_length=100 does not divide training",
+    ),
+    (
+        1,
+        ["training.batch_ramp=[{until_tokens: 1000000000, global_batch_tokens: 1024}]"],
+        "training.batch_ramp[0].until_tokens=1000000000 is not before the end",
+    ),
     (1, ["mixture.weights.a=1", "data.sources.b=x"], "name exactly the sources: b"),
+    (
+        1,
+        ["mixture={kind: curriculum, order: [b, a]}", "data.sources={a: x, c: y}"],
+        "mixture.order names b, no source of data.sources; mixture.order gives no share to the",
+    ),
+    (
+        1,
+        ["mixture={kind: phases, phases: [{weights: {a: 1}}]}", "data.sources={a: x, c: y}"],
+        "mixture.phases gives no share to the source c",
+    ),
+    (
+        1,
+        [
+            "mixture={kind: phases, phases: [{until_tokens: 100000, weights: {a: 1}}, "
+            "{weights: {a: 1}}]}",
+            "data.sources.a=x",
+        ],
+        "mixture.phases[0].until_tokens=100000 is not before the end of the run",
+    ),
+    (
+        1,
+        [
+            "mixture={kind: phases, phases: [{until_tokens: 90000, weights: {a: 1}}]}",
+            "data.sources.a=x",
+        ],
+        "ends the last phase, the run ends at training.num_tokens=100000; use until_tokens=null",
+    ),
+    (
+        1,
+        ["mixture={kind: adaptive, interval_tokens: 6000}"],
+        "mixture.interval_tokens=6000 is less than data.prefetch_batches + 2 = 4 batches",
+    ),
     (1, ["schedule.warmup_tokens=1000000"], "is longer than training.num_tokens=100000"),
+    (
+        1,
+        ["data.fim={rate: 0.5, prefix_id: 1, middle_id: 2, suffix_id: 900000}"],
+        "data.fim has id 900000, model.vocab_size=",
+    ),
     (1, ["name=''"], "name='' names no folder inside runs_dir=runs"),
     (1, ["name=/tmp/x"], "name='/tmp/x' names no folder"),
     (1, ["name=../x"], "name='../x' names no folder"),
@@ -46,6 +98,17 @@ def test_each_rule_says_what_to_change(
 ) -> None:
     (found,) = broken_rules(config(*overrides), world_size)
     assert message in found
+
+
+def test_the_shapes_of_a_ramp_are_checked_like_the_last(
+    config: Callable[..., RunConfig],
+) -> None:
+    ramp = "training.batch_ramp=[{until_tokens: 9000, global_batch_tokens: 1024}]"
+    (found,) = broken_rules(config(ramp), 8)
+    assert found.startswith("on the ramps of training, training.global_batch_tokens=1024 is 4 rows")
+    ramp = "training.length_ramp=[{until_tokens: 9000, sequence_length: 2}]"
+    (found,) = broken_rules(config(ramp, "parallel.cp=2"), 2)
+    assert "training.sequence_length=2" in found
 
 
 def test_every_rule_is_tested_above(config: Callable[..., RunConfig]) -> None:

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from llmtrain.data.assemble import assemble
+from llmtrain.data.assemble import assemble_pieces
 from llmtrain.data.batch import IGNORE_INDEX, StepBatch
 from llmtrain.data.held_out import EvaluationBatches
-from llmtrain.data.loader import Batches, BatchPlan
+from llmtrain.data.loader import Batches
+from llmtrain.data.order import ConcatOrder, Pieces
+from llmtrain.data.plan import BatchPlan
+from llmtrain.data.shards import Shards
 from llmtrain.data.store import TokenStore
 from llmtrain.errors import ConfigError, DataError
-from tests.stores import random_documents, write_store
+from tests.stores import plan_over, random_documents, write_store
 
 LENGTH = 16
 
@@ -35,7 +38,7 @@ def make_plan(stores: dict[str, TokenStore], **changes: object) -> BatchPlan:
         "global_batch_size": 12,
         **changes,
     }
-    return BatchPlan(stores, {"wiki": 0.75, "code": 0.25}, **settings)
+    return plan_over(stores, {"wiki": 0.75, "code": 0.25}, **settings)
 
 
 def reference_row(store: TokenStore, start: int) -> dict[str, list[float]]:
@@ -69,7 +72,7 @@ def test_rows_agree_with_the_reference(stores: dict[str, TokenStore]) -> None:
     chosen = plan.windows(3)
     assert batch.source_ids.tolist() == chosen.sources.tolist()
     for row, (source, window) in enumerate(zip(chosen.sources, chosen.windows, strict=True)):
-        expected = reference_row(plan.stores[source], int(window) * LENGTH)
+        expected = reference_row(plan.orders[source].store, int(window) * LENGTH)
         for name, values in expected.items():
             assert getattr(batch, name)[row].tolist() == values, name
     wide = {batch.tokens.dtype, batch.targets.dtype}
@@ -81,7 +84,11 @@ def test_rows_agree_with_the_reference(stores: dict[str, TokenStore]) -> None:
 def test_windows_cross_shards(stores: dict[str, TokenStore]) -> None:
     store = stores["wiki"]
     start = int(store.shard_starts[1]) - 7
-    batch = assemble([store], np.zeros(1, np.int32), np.array([start]), LENGTH, 1)
+    zero = np.zeros(1, dtype=np.int64)
+    pieces = Pieces(zero, zero, np.array([start]), zero + LENGTH)
+    batch = assemble_pieces(
+        [(store, pieces)], np.zeros(1, np.int32), sequence_length=LENGTH, num_microbatches=1
+    )
     expected = reference_row(store, start)
     for name, values in expected.items():
         assert getattr(batch, name)[0].tolist() == values
@@ -98,11 +105,12 @@ def test_reading_ahead_changes_nothing(stores: dict[str, TokenStore], prefetch: 
     batches.close()
 
 
-def test_reading_ahead_passes_errors_on(stores: dict[str, TokenStore], tmp_path: Path) -> None:
+def test_reading_ahead_passes_errors_on(stores: dict[str, TokenStore]) -> None:
     plan = make_plan(stores)
-    plan.stores = tuple(
-        TokenStore(tmp_path, store.shards[:0], None, "") for store in stores.values()
-    )
+    for order in plan.orders:
+        assert isinstance(order, ConcatOrder)
+        shards = Shards([], [], [], order.store.shards.__getitem__)
+        order.store = TokenStore("none", shards, None, "")
     with Batches(plan, micro_batch_size=4) as batches, pytest.raises(IndexError):
         batches.at(0)
 
@@ -117,7 +125,7 @@ def test_fingerprint_covers_what_the_order_depends_on(stores: dict[str, TokenSto
         make_plan(stores, sequence_length=8),
         make_plan(stores, global_batch_size=6),
         make_plan({"wiki": stores["code"], "code": stores["wiki"]}),
-        BatchPlan(
+        plan_over(
             stores, None, seed=7, sequence_length=LENGTH, global_batch_size=12
         ),
     ]  # fmt: skip
@@ -125,22 +133,23 @@ def test_fingerprint_covers_what_the_order_depends_on(stores: dict[str, TokenSto
 
 
 def test_shares_follow_windows_when_no_weights_are_given(stores: dict[str, TokenStore]) -> None:
-    plan = BatchPlan(stores, None, seed=1, sequence_length=LENGTH, global_batch_size=4)
-    described = plan.describe(sum(plan.num_windows) * LENGTH)
+    plan = plan_over(stores, None, seed=1, sequence_length=LENGTH, global_batch_size=4)
+    num_windows = sum(order.num_windows for order in plan.orders)
+    described = plan.describe(num_windows * LENGTH)
     assert [source.epochs for source in described] == pytest.approx([1, 1])
-    assert sum(source.planned_tokens for source in described) == sum(plan.num_windows) * LENGTH
-    for source, store in zip(described, plan.stores, strict=True):
-        used = 1 + source.num_windows * LENGTH + source.dropped_tokens
-        assert used == source.num_tokens == store.num_tokens
+    assert sum(source.planned_tokens for source in described) == num_windows * LENGTH
+    for source, order in zip(described, plan.orders, strict=True):
+        assert source.num_tokens == order.store.num_tokens
+        assert 0 <= order.store.num_tokens - 1 - source.num_windows * LENGTH < LENGTH
 
 
 def test_later_epochs_have_new_orders_and_are_logged(
     stores: dict[str, TokenStore], caplog: pytest.LogCaptureFixture
 ) -> None:
-    plan = BatchPlan(
+    plan = plan_over(
         {"code": stores["code"]}, None, seed=1, sequence_length=LENGTH, global_batch_size=1
     )
-    (num_windows,) = plan.num_windows
+    num_windows = plan.orders[0].num_windows
     with caplog.at_level(logging.INFO, logger="llmtrain"):
         rows = [plan.windows(step) for step in range(2 * num_windows)]
     order = [int(row.windows[0]) for row in rows]
@@ -155,10 +164,10 @@ def test_later_epochs_have_new_orders_and_are_logged(
 def test_wrong_sources_and_sizes(stores: dict[str, TokenStore], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"source \w+ holds [\d,]+ tokens, a window needs 4,097"):
         make_plan(stores, sequence_length=4_096)
-    with pytest.raises(ConfigError, match=r"names \['wiki'\], data.sources names \['code', 'wiki'"):
-        BatchPlan(stores, {"wiki": 1.0}, seed=1, sequence_length=8, global_batch_size=4)
+    with pytest.raises(ConfigError, match=r"mixture\.weights gives no share to the source code"):
+        plan_over(stores, {"wiki": 1.0}, seed=1, sequence_length=8, global_batch_size=4)
     with pytest.raises(ConfigError, match=r"data\.sources is empty"):
-        BatchPlan({}, None, seed=1, sequence_length=8, global_batch_size=4)
+        plan_over({}, None, seed=1, sequence_length=8, global_batch_size=4)
     with pytest.raises(ConfigError, match="12 sequences is no multiple of 5 data-parallel ranks"):
         Batches(make_plan(stores), dp_size=5, micro_batch_size=1)
     other = write_store(tmp_path, random_documents(9, 40), tokenizer_hash="f" * 64)

@@ -1,6 +1,7 @@
 """A store gives back what was written, and every kind of damage has its sentence."""
 
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmtrain.data.lineage import DocumentRecord
-from llmtrain.data.store import MANIFEST, ShardWriter, TokenStore, verify, write_manifest
+from llmtrain.data.store import (
+    MANIFEST,
+    ShardWriter,
+    TokenStore,
+    open_source,
+    verify,
+    write_manifest,
+)
 from llmtrain.errors import DataError
 from tests.stores import EOS_ID, random_documents, write_store
 
@@ -274,6 +282,118 @@ def test_a_pair_without_a_manifest_opens_by_prefix_and_by_folder(
     path.write_bytes(content[:-2])
     with pytest.raises(DataError, match=r"text_document.bin holds .* bytes, its index says"):
         TokenStore.open(foreign)
+
+
+def test_a_swapped_shard_of_the_same_size_is_found_before_it_is_read(tmp_path: Path) -> None:
+    documents = [[7 + i, *range(10, 20)] for i in range(40)]
+    store = write_store(tmp_path, documents, num_shards=2)
+    assert store.shards[0].bin_file.size == store.shards[1].bin_file.size
+    first, second = tmp_path / "part-00000.bin", tmp_path / "part-00001.bin"
+    one, other = first.read_bytes(), second.read_bytes()
+    first.write_bytes(other)
+    second.write_bytes(one)
+    swapped = TokenStore.open(tmp_path)
+    for read in (lambda: swapped.tokens(0, 3), lambda: swapped.document(39)):
+        with pytest.raises(DataError, match=r"bin is not the file its manifest lists: its first"):
+            read()
+    with pytest.raises(DataError, match=r"part-00000.bin has sha256"):
+        verify(tmp_path)
+
+
+def test_a_damaged_index_is_found_before_it_is_read(store: TokenStore) -> None:
+    path = store.path / "part-00001.idx"
+    raw = bytearray(path.read_bytes())
+    raw[40] ^= 1
+    path.write_bytes(raw)
+    opened = TokenStore.open(store.path)
+    assert opened.document(0).tolist() == store.document(0).tolist()
+    with pytest.raises(DataError, match=r"part-00001.idx is not the file its manifest lists"):
+        opened.document(25)
+
+
+def test_a_store_written_without_digests_of_its_ends_opens(
+    store: TokenStore, documents: list[list[int]]
+) -> None:
+    path = store.path / MANIFEST
+    plain = json.loads(path.read_text())
+    for shard in plain["shards"]:
+        del shard["ends"]
+    hashed = {**plain, "hash": "", "notes": None}
+    del hashed["notes"]
+    text = json.dumps(hashed, sort_keys=True, separators=(",", ":"))
+    plain["hash"] = blake3.blake3(text.encode()).hexdigest()
+    path.write_text(json.dumps(plain))
+    opened = TokenStore.open(store.path)
+    assert np.array_equal(opened.tokens(0, opened.num_tokens), flat(documents))
+
+
+def test_a_file_that_shrinks_after_the_check_is_refused_not_mapped(store: TokenStore) -> None:
+    opened = TokenStore.open(store.path)
+    path = store.path / "part-00002.bin"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(DataError, match=r"part-00002.bin"):
+        opened.document(59)
+
+
+def test_unchecked_opening_reads_the_manifest_alone(store: TokenStore) -> None:
+    (store.path / "part-00001.bin").unlink()
+    (store.path / "part-00002.idx").write_bytes(b"")
+    opened = TokenStore.open(store.path, check=False)
+    assert opened.fingerprint == store.fingerprint
+    assert opened.document(3).tolist() == store.document(3).tolist()
+    with pytest.raises(DataError, match=r"part-00001.bin cannot be read \(No such file"):
+        opened.document(25)
+    with pytest.raises(DataError, match=r"part-00002.idx"):
+        opened.document(45)
+
+
+def test_more_shards_than_a_process_may_open_files(tmp_path: Path) -> None:
+    store = write_store(tmp_path, random_documents(80, 8), num_shards=80)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    try:
+        total = sum(int(store.document(i)[-1]) for i in range(80))
+        assert len(store.document_boundaries(0, store.num_tokens)) == 80
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert total == 80 * EOS_ID
+
+
+def test_several_stores_are_read_as_one(tmp_path: Path, documents: list[list[int]]) -> None:
+    one = write_store(tmp_path / "one", documents[:20], num_shards=2)
+    two = write_store(tmp_path / "two", documents[20:40])
+    three = write_store(tmp_path / "three", documents[40:])
+    pair = tmp_path / "pair"
+    pair.mkdir()
+    for end in ("bin", "idx"):
+        (three.path / f"part-00000.{end}").rename(pair / f"text_document.{end}")
+    paths = [str(one.path), str(two.path), str(pair / "text_document")]
+    store = open_source(paths)
+    assert store.num_documents == len(documents)
+    assert np.array_equal(store.tokens(0, store.num_tokens), flat(documents))
+    edges = np.cumsum([len(document) + 1 for document in documents])
+    starts = np.append(0, edges[:-1])
+    assert np.array_equal(store.document_boundaries(0, store.num_tokens), starts)
+    assert store.record(25).url == two.record(5).url
+    with pytest.raises(DataError, match="stores of other programs have none"):
+        store.record(50)
+    assert store.manifest is not None
+    assert store.manifest.eos_id == EOS_ID
+    assert open_source(paths).fingerprint == store.fingerprint
+    assert open_source(paths[::-1]).fingerprint != store.fingerprint
+    assert open_source(paths[:1]).fingerprint == open_source(paths[0]).fingerprint
+
+
+def test_stores_that_do_not_go_together(tmp_path: Path, documents: list[list[int]]) -> None:
+    one = write_store(tmp_path / "one", documents)
+    write_store(tmp_path / "copy", documents)
+    write_store(tmp_path / "other", documents[5:], tokenizer_hash="f" * 64)
+    with pytest.raises(DataError, match=r"copy holds the same tokens as .*one; list a store once"):
+        open_source([str(one.path), str(tmp_path / "copy")])
+    with pytest.raises(DataError, match=r"other was made with tokenizer ffffffffffffffff"):
+        open_source([str(one.path), str(tmp_path / "other")])
+    with pytest.raises(DataError, match="the list of stores is empty"):
+        open_source([])
 
 
 def test_other_tokenizer(store: TokenStore) -> None:

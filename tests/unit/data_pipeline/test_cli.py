@@ -223,3 +223,13 @@ def test_tokenizing_a_crawl_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
         "is no JSONL or Parquet; make text of it with `llmtrain-data run`"
         in capsys.readouterr().err
     )
+
+
+def test_a_page_given_as_text_is_refused_by_its_own_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("A page.\n")
+    words = ["classifier", f"positive={page}", f"negative={page}", f"out={tmp_path / 'model'}"]
+    assert main(words) == 2
+    assert f"{page} is no JSONL or Parquet" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,6 +42,10 @@ def die_once(folder: str, name: str) -> str:
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return name
+
+
+def leave_file(folder: str, name: str) -> None:
+    (Path(folder) / name).touch()
 
 
 def always_die() -> None:
@@ -185,6 +190,22 @@ def test_time_to_start_a_worker_is_no_time_of_the_task(
         collect(executor, [Task("b", SlowToUnpickle(600).nothing, {})])
 
 
+def test_a_worker_goes_on_while_its_last_result_is_handled(tmp_path: Path) -> None:
+    begun: dict[str, bool] = {}
+
+    def handle(task: Task, value: object) -> None:
+        other = tmp_path / ("b" if task.key == "a" else "a")
+        deadline = time.monotonic() + 20
+        while not other.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        begun[task.key] = other.exists()
+
+    with LocalExecutor(num_workers=1) as one:
+        tasks = [Task(name, leave_file, {"folder": str(tmp_path), "name": name}) for name in "ab"]
+        one.run(tasks, handle)
+    assert begun == {"a": True, "b": True}
+
+
 def test_workers_leave_with_the_executor() -> None:
     with LocalExecutor(num_workers=1) as executor:
         collect(executor, [Task("a", square, {"x": 2})])
@@ -207,6 +228,15 @@ def test_workers_share_what_they_import(executor: LocalExecutor) -> None:
     collect(executor, [Task("compile", own_memory, {})])  # what it compiles is kept on disk
     with LocalExecutor(num_workers=1) as fresh:
         assert collect(fresh, [Task("a", own_memory, {})])["a"] < 40e6
+
+
+def pandas_is_loaded() -> bool:
+    """Say whether making an array has loaded pandas."""
+    return len(pa.array(["some words"])) == 1 and "pandas" in sys.modules
+
+
+def test_workers_do_without_pandas(executor: LocalExecutor) -> None:
+    assert collect(executor, [Task("a", pandas_is_loaded, {})]) == {"a": False}
 
 
 def hold_and_free() -> int:

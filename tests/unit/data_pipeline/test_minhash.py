@@ -5,6 +5,7 @@ import random
 import unicodedata
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -116,6 +117,31 @@ def test_batches_equal_single_texts_and_bands_differ() -> None:
         assert row.tolist() == hasher.band_keys(text).tolist()
         assert signature.tolist() == hasher.signature(text).tolist()
     assert len(set(keys.ravel().tolist())) == 42
+
+
+@pytest.mark.parametrize("preset", ["fineweb", "slimpajama"])
+def test_arrow_texts_have_the_keys_of_their_strings(preset: str) -> None:
+    texts = [
+        "left out",
+        "One, two. " * 20,
+        "Größe ΐ ﬁ 각 한국어",
+        "猫が好き𠀀𝒳",
+        "?!",
+        "\U0001f600 x",
+    ]
+    column = pa.array(texts, pa.large_string())
+    fresh = MinHasher(preset).band_keys_batch(column.slice(1))
+    assert fresh.tolist() == [MinHasher(preset).band_keys(text).tolist() for text in texts[1:]]
+    assert MinHasher(preset).band_keys_batch(column[:0]).shape == (0, fresh.shape[1])
+    with pytest.raises(ValueError, match="empty document"):
+        MinHasher(preset).band_keys_batch(pa.array(["a", ""], pa.large_string()))
+
+
+def test_other_seeds_draw_other_permutations() -> None:
+    texts = ["a b c d e f g"]
+    rows = [MinHasher("fineweb", seed).signatures(texts)[0] for seed in range(3)]
+    assert len(set(np.concatenate(rows).tolist())) == 3 * 14 * 8
+    assert rows[0].tolist() == MinHasher("fineweb").signatures(texts)[0].tolist()
 
 
 @pytest.mark.parametrize(

@@ -255,8 +255,8 @@ def judged(*words: str) -> tuple[Judged, dict[str, StepCounts]]:
 
 def test_steps_chain_their_edits_to_the_extracted_text() -> None:
     entry, tally = judged("one ", "three")
-    assert (entry.document.text, entry.reason) == ("two ", "")
-    assert entry.document.edits == (Run(0, 4, 4),)
+    assert (entry.current.text, entry.reason) == ("two ", "")
+    assert entry.edits == (Run(0, 4, 4),)
     assert entry.counts.deleted == {"delete_one ": 4, "delete_three": 5}
     assert [counts.documents_out for counts in tally.values()] == [1, 1]
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,10 @@ def make_stores(
         [shard.as_dict() for shard in shards], out / "stores",
     )  # fmt: skip
     jobs = [
-        ({"out": str(out), "store": "train/web", "index": i, "shards": group}, 1)
+        (
+            {"out": str(out), "store": "train/web", "index": i, "shards": group},
+            sum(shard.text_bytes for shard in group),
+        )
         for i, group in enumerate(group_shards(shards, config.part_bytes))
     ]
     withdraw(stage, {"train/web"})
@@ -215,6 +219,17 @@ def test_shuffled_bytes_depend_on_documents_and_seed_alone(
     other, _ = make_stores(tmp_path / "d", tokenizer, [NUMBER], shuffle_seed=1)
     assert ids_of(other) != ids_of(whole)
     assert sorted(ids_of(other)) == sorted(ids_of(whole))
+
+
+def test_chunks_grow_with_the_text_within_the_memory(tokenizer: Path) -> None:
+    job = StoreJob(
+        tokenizer_path=str(tokenizer), tokenizer=load(tokenizer), config=StoreConfig(),
+        memory_bytes=1 << 30, pipeline_hash="",
+    )  # fmt: skip
+    assert job.chunk_bytes(1) == 4 << 20
+    assert job.chunk_bytes(1 << 31) == 16 << 20
+    assert job.chunk_bytes(10**14) == 64 << 20  # a 16th of the memory
+    assert replace(job, memory_bytes=1 << 40).chunk_bytes(10**14) == 256 << 20
 
 
 def test_keys_are_spread_for_every_seed() -> None:

@@ -14,6 +14,7 @@ from llmtrain.config.data import DataConfig, TokenizerConfig
 from llmtrain.config.generate import EvalConfig, GenerateConfig
 from llmtrain.config.load import to_yaml
 from llmtrain.config.model import ModelConfig
+from llmtrain.config.ramp import StepSchedule
 from llmtrain.config.run import RunConfig
 from llmtrain.config.training import CheckpointConfig, TrainingConfig
 from llmtrain.data.lineage import DocumentRecord
@@ -129,7 +130,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (root / "config.yaml").write_text(to_yaml(config))
     checkpoints = Checkpoints(root / "checkpoints", CheckpointConfig(), Weights(made()), facts={})
-    assert checkpoints.save(Progress(num_steps=7, tokens_per_step=64, step=7))
+    assert checkpoints.save(Progress(num_steps=7, steps=StepSchedule(64, 64), step=7))
     return root
 
 

@@ -47,9 +47,9 @@ def model(recompute: str = "none") -> Transformer:
     return made
 
 
-def gradients(of: Transformer) -> dict[str, Tensor]:
-    tokens = torch.arange(24).reshape(2, 12)
-    positions = torch.arange(12, dtype=torch.int32).repeat(2, 1)
+def gradients(of: Transformer, length: int = 12) -> dict[str, Tensor]:
+    tokens = torch.arange(24).reshape(-1, length)
+    positions = torch.arange(length, dtype=torch.int32).repeat(24 // length, 1)
     of.zero_grad()
     hidden = of(tokens, positions, positions // 5)
     of.logits(hidden).logsumexp(-1).sum().backward()
@@ -72,6 +72,19 @@ def test_one_graph_per_kind_of_block_and_none_after_the_first_step(
         assert worst(gradients(compiled), want) <= 5e-6
         assert counters["stats"]["unique_graphs"] == graphs
     assert not counters["graph_break"]
+
+
+def test_a_ramp_of_lengths_compiles_each_once() -> None:
+    """Also where there are more than torch compiles by default: the rest would run uncompiled."""
+    compiled, lengths = model(), (6, 12, 24)
+    with torch._dynamo.config.patch(recompile_limit=len(lengths) - 1):
+        compile_blocks(compiled, CPU, backend="aot_eager")
+        for number, length in enumerate(lengths, start=1):
+            assert worst(gradients(compiled, length), gradients(model(), length)) <= 5e-6
+            assert counters["stats"]["unique_graphs"] == number
+        with torch.compiler.set_stance("fail_on_recompile"):
+            for length in lengths:
+                gradients(compiled, length)
 
 
 def test_inductor_gives_the_gradients_of_eager() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from llmtrain.config.ramp import StepSchedule
 from llmtrain.config.training import CheckpointConfig
 from llmtrain.errors import CheckpointError
 from llmtrain.train import archive
@@ -45,7 +46,7 @@ def make(
 
 
 def at(step: int, num_steps: int = 100) -> Progress:
-    return Progress(num_steps=num_steps, tokens_per_step=64, step=step)
+    return Progress(num_steps=num_steps, steps=StepSchedule(64, 64), step=step)
 
 
 def test_a_restored_state_is_bitwise_the_saved_one(tmp_path: Path) -> None:

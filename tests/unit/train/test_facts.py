@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.data.loader import BatchPlan
 from llmtrain.data.store import TokenStore
 from llmtrain.train.facts import changed_facts, data_facts
 from tests.end_to_end.commands import make_store
+from tests.stores import plan_over
 
 
 def facts(folder: Path, *, seed: int = 0, content: int = 0, **weights: float) -> dict[str, str]:
@@ -17,7 +17,7 @@ def facts(folder: Path, *, seed: int = 0, content: int = 0, **weights: float) ->
         if not path.exists():
             make_store(path, seed=number + content, num_documents=3)
         stores[name] = TokenStore.open(path)
-    plan = BatchPlan(stores, weights or None, seed=seed, sequence_length=16, global_batch_size=4)
+    plan = plan_over(stores, weights or None, seed=seed, sequence_length=16, global_batch_size=4)
     return data_facts(plan)
 
 
@@ -30,7 +30,7 @@ def test_the_same_data_has_the_same_facts(tmp_path: Path) -> None:
     [
         ({"seed": 3}, ["training.seed was 0 and is 3"]),
         ({"content": 9}, ["content of data.sources.code", "content of data.sources.web"]),
-        ({"code": 0.25, "web": 0.75}, ["mixture.weights.code", "mixture.weights.web"]),
+        ({"code": 0.25, "web": 0.75}, ["mixture was "]),
     ],
 )
 def test_a_change_is_named(tmp_path: Path, change: dict[str, float], named: list[str]) -> None:

@@ -8,6 +8,7 @@ import threading
 import pytest
 import torch
 
+from llmtrain.config.ramp import StepSchedule
 from llmtrain.engine.protocol import StepResult
 from llmtrain.train.guard import Guard, stop_signals
 from llmtrain.train.progress import Progress
@@ -27,7 +28,7 @@ def result(applied: bool) -> StepResult:
 
 
 def observe(guard: Guard, outcomes: list[bool], num_steps: int = 1000) -> None:
-    progress = Progress(num_steps=num_steps, tokens_per_step=4)
+    progress = Progress(num_steps=num_steps, steps=StepSchedule(4, 4))
     for applied in outcomes:
         progress.advance()
         guard.observe(progress, result(applied))

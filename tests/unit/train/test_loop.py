@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llmtrain.config.ramp import StepSchedule
 from llmtrain.config.training import CheckpointConfig, OptimizerConfig, ScheduleConfig
 from llmtrain.data.batch import StepBatch
 from llmtrain.data.synthetic import synthetic_batch
@@ -34,7 +35,7 @@ class Run:
         self.r = r
         self.engine = r.engine
         self.progress = Progress(
-            num_steps=NUM_STEPS, tokens_per_step=TOKENS, stop_at_step=stop_at_step
+            num_steps=NUM_STEPS, steps=StepSchedule(TOKENS, TOKENS), stop_at_step=stop_at_step
         )
         config = CheckpointConfig(every_steps=2)
         self.checkpoints = Checkpoints(folder, config, r.engine, facts={"seed": "0"})
@@ -154,7 +155,7 @@ def test_divergence_ends_the_run_without_a_save(r: Rig, tmp_path: Path) -> None:
 
 def test_garbage_is_collected_at_fixed_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:
     collected: list[int] = []
-    progress = Progress(num_steps=10, tokens_per_step=1)
+    progress = Progress(num_steps=10, steps=StepSchedule(1, 1))
     nothing = torch.zeros(())
     result = StepResult(
         loss_sum=nothing, target_tokens=nothing, grad_norm=nothing, applied=nothing, metrics={}

@@ -11,9 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from llmtrain.config.model import ModelConfig
+from llmtrain.config.ramp import LengthStage, StepSchedule
 from llmtrain.data.batch import StepBatch
 from llmtrain.data.held_out import EvaluationBatches
 from llmtrain.engine.protocol import StepResult
+from llmtrain.planner.flops import flops_per_token
 from llmtrain.train.evaluation import Evaluation
 from llmtrain.train.metrics import Meter, Metrics, Row, TimedBatches
 from llmtrain.train.progress import Progress
@@ -21,6 +24,14 @@ from tests.stores import write_store
 
 CPU = torch.device("cpu")
 NAN = float("nan")
+MODEL = ModelConfig(
+    vocab_size=31,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+)
 
 
 def make_batch() -> StepBatch:
@@ -54,14 +65,16 @@ class Rows:
     def __init__(self, every_steps: int = 2, num_steps: int = 100) -> None:
         self.rows: list[Row] = []
         self.batches = TimedBatches(self, CPU)
-        self.progress = Progress(num_steps=num_steps, tokens_per_step=8)
-        meter = Meter(flops_per_token=10.0, causal_flops_per_token=8.0, peak_flops=1e6, device=CPU)
+        steps = StepSchedule(8, 8, length_ramp=(LengthStage(until_tokens=8, sequence_length=4),))
+        self.progress = Progress(num_steps=num_steps, steps=steps)
+        meter = Meter(model=MODEL, peak_flops=1e12, device=CPU)
         self.metrics = Metrics(
             [self],
             meter,
             schedule=lambda tokens: tokens / 1000,
             source_names=("web", "code"),
             batches=self.batches,
+            batch_hash="{:016x}".format,
             every_steps=every_steps,
         )
 
@@ -109,9 +122,9 @@ def test_the_contract_of_a_row() -> None:
     run = Rows(every_steps=1)
     run.step(result((1.0, 1.0)))
     assert set(run.rows[0]) == {
-        "step", "num_steps", "tokens", "loss", "grad_norm", "lr", "tokens_per_s", "mfu",
-        "mfu_causal", "mfu_convention", "memory_bytes", "step_time_s", "data_wait_s",
-        "skipped_steps", "source_loss", "source_tokens", "time",
+        "step", "num_steps", "batch_hash", "tokens", "loss", "grad_norm", "lr", "sequence_length",
+        "tokens_per_s", "mfu", "mfu_causal", "mfu_convention", "memory_bytes", "step_time_s",
+        "data_wait_s", "skipped_steps", "source_loss", "source_tokens", "time",
     }  # fmt: skip
 
 
@@ -122,15 +135,18 @@ def test_rates_are_wall_clock_and_name_their_convention() -> None:
     row = run.rows[0]
     assert 0.002 <= row["data_wait_s"] <= row["step_time_s"]
     assert row["tokens_per_s"] == pytest.approx(8 / row["step_time_s"])
-    assert row["mfu"] == pytest.approx(row["tokens_per_s"] * 10 / 1e6)
-    assert row["mfu_causal"] == pytest.approx(row["mfu"] * 0.8)
+    assert row["sequence_length"] == 8
+    # the first step had rows of 4 tokens
+    for name, causal in (("mfu", False), ("mfu_causal", True)):
+        costs = [flops_per_token(MODEL, length, causal=causal) for length in (4, 8)]
+        assert row[name] == pytest.approx(row["tokens_per_s"] * sum(costs) / 2 / 1e12)
     assert row["mfu_convention"] == "6(N - N_embedding) + 12 L d s, full attention"
     assert row["memory_bytes"] > 10_000_000
 
 
 def test_without_a_known_peak_there_is_no_mfu() -> None:
-    meter = Meter(flops_per_token=1.0, causal_flops_per_token=1.0, peak_flops=None, device=CPU)
-    assert meter.utilization(5.0)["mfu"] is None
+    meter = Meter(model=MODEL, peak_flops=None, device=CPU)
+    assert meter.utilization({8: 5}, 1.0)["mfu"] is None
 
 
 def test_a_skipped_step_counts_as_skipped_and_not_as_loss() -> None:

@@ -1,0 +1,53 @@
+"""What ``llmtrain trace`` takes: a run, and a step of it or a document."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from llmtrain.config.fields import below
+from llmtrain.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TraceConfig:
+    """One call of ``llmtrain trace``."""
+
+    run: str
+    """Run folder; nothing is trained and no checkpoint is read."""
+    step: int | None = None
+    """Step whose batch is told, from 1 as in the log; or give url or doc."""
+    url: str | None = None
+    """Address of a document whose steps are told."""
+    doc: str | None = None
+    """Id of such a document, or its beginning."""
+    planned: bool = False
+    """Look at the steps up to the planned end of the run, not only at those it has done."""
+    rank: int | None = None
+    """Only the rows of this data-parallel rank; null means all."""
+    dp_size: int | None = None
+    """Data-parallel ranks the rows are shared among; null means those of the run's last start."""
+    text: bool = False
+    """Show the text of the tokens."""
+    rules: bool = True
+    """Ask the folder of the data pipeline what its rules changed, where it is still there."""
+    verify: bool = False
+    """Open the raw records, extract them again and compare the text with the tokens."""
+    data: str | None = None
+    """Folder that llmtrain-data wrote; null looks beside the run's stores."""
+    raw: str | tuple[str, ...] = ()
+    """Paths, folders or globs of raw files that are no longer where they were read."""
+    sources: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    """Source name -> where its token store, or several, are now; others are where the run says."""
+    tokenizer: str | None = None
+    """Tokenizer folder; null means the run's."""
+    json: str | None = None
+    """File for the same as JSON lines; - prints them and no table."""
+
+    def __post_init__(self) -> None:
+        """Refuse what names no batch and no document, or both."""
+        problems = below(self, 1, "step", "dp_size") + below(self, 0, "rank")
+        given = [name for name in ("step", "url", "doc") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none of them"
+            problems.append(f"give one of step=N, url=ADDRESS and doc=ID, found {found}")
+        if problems:
+            raise ConfigError(problems)
