@@ -11,7 +11,7 @@ store depends on the ids and the seed alone: not on files, shards, workers, batc
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -164,17 +164,26 @@ def read_range(
     return tokens, offsets, table.drop_columns(["key", "tokens"])
 
 
-def _rows_between(file: str, low: int, high: int) -> list[pa.Table]:
-    """Return the mapped rows whose keys lie in [low, high), a table per batch of the file."""
-    found = []
-    with pa.memory_map(file) as source, pa.ipc.open_file(source) as reader:
-        for number in range(reader.num_record_batches):
+def _rows_between(file: str, low: int, high: int) -> Iterator[pa.Table]:
+    """Yield copies of the rows whose keys lie in [low, high), a table per batch of the file.
+
+    The file is mapped anew for every batch: the kernel maps what lies around whatever is read, and
+    over all batches that is many times the rows themselves.
+    """
+    number, num_batches = 0, 1
+    while number < num_batches:
+        with pa.memory_map(file) as source, pa.ipc.open_file(source) as reader:
+            num_batches = reader.num_record_batches
             batch = reader.get_batch(number)
-            keys = batch.column("key").to_numpy()
-            start = int(np.searchsorted(keys, np.uint64(low)))
-            end = len(keys)
-            if high < 2**64:
-                end = int(np.searchsorted(keys, np.uint64(high)))
+            start, end = _between(batch.column("key").to_numpy(), low, high)
+            rows = pa.Table.from_batches([batch.slice(start, end - start)])
             if start < end:
-                found.append(pa.Table.from_batches([batch.slice(start, end - start)]))
-    return found
+                yield rows.take(pa.array(np.arange(end - start))).combine_chunks()
+            del batch, rows
+        number += 1
+
+
+def _between(keys: UInt64Array, low: int, high: int) -> tuple[int, int]:
+    """Return where keys of [low, high) begin and end in sorted ``keys``."""
+    end = len(keys) if high == 2**64 else int(np.searchsorted(keys, np.uint64(high)))
+    return int(np.searchsorted(keys, np.uint64(low))), end

@@ -17,7 +17,7 @@ import torch
 
 from llmtrain.data.batch import IGNORE_INDEX, StepBatch
 from llmtrain.data.fim import FillInMiddle, Stretches
-from llmtrain.data.indexed import Int64Array
+from llmtrain.data.indexed import Int64Array, TokenArray
 from llmtrain.data.order import Pieces, SourceOrder
 from llmtrain.data.store import TokenStore
 
@@ -25,6 +25,8 @@ Int32Array = npt.NDArray[np.int32]
 
 GATHER_BELOW = 256
 """Pieces of fewer tokens are read by index, all of a shard at once; longer ones slice by slice."""
+WINDOWS_AT_ONCE = 64
+"""Whole windows are read so many at a time: once, and converted twice from the cache."""
 
 
 def assemble_windows(
@@ -112,7 +114,7 @@ def _fill(rows: _Rows, parts: Sequence[tuple[TokenStore, Pieces]], unit_tokens: 
     begins, ends, boundaries = [], [], []
     for store, pieces in parts:
         place = pieces.row * unit_tokens + pieces.offset
-        _read(store, pieces, place, rows.tokens, rows.targets)
+        _read(store, pieces, place, rows, unit_tokens)
         begins.append(place)
         ends.append(place + pieces.length)
         boundaries.append(_boundaries(store, pieces, place))
@@ -126,36 +128,54 @@ def _fill(rows: _Rows, parts: Sequence[tuple[TokenStore, Pieces]], unit_tokens: 
 
 
 def _read(
-    store: TokenStore, pieces: Pieces, place: Int64Array, tokens: Int64Array, targets: Int64Array
+    store: TokenStore, pieces: Pieces, place: Int64Array, rows: _Rows, unit_tokens: int
 ) -> None:
-    """Copy every piece to ``place`` of ``tokens``, and from one token later to ``targets``.
+    """Copy every piece to ``place`` of the tokens, and from one token later to the targets.
 
-    What the last input of the store has as target is left as it is.
+    What the last input of the store has as target is left to the boundary behind it.
     """
     store.fetch(pieces.start, pieces.length + 1)
     shard_of = np.searchsorted(store.shard_starts, pieces.start, side="right") - 1
-    whole = pieces.start + pieces.length < store.shard_starts[shard_of + 1]
-    short = whole & (pieces.length < GATHER_BELOW)
     local = pieces.start - store.shard_starts[shard_of]
+    inside = pieces.start + pieces.length < store.shard_starts[shard_of + 1]
+    short = inside & (pieces.length < GATHER_BELOW)
     for shard in np.unique(shard_of[short]).tolist():
         chosen = np.flatnonzero(short & (shard_of == shard))
-        data = store.shards[shard].data
         length = pieces.length[chosen]
-        inside = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
-        index = np.repeat(local[chosen], length) + inside
-        to = np.repeat(place[chosen], length) + inside
-        tokens[to] = data[index]
-        targets[to] = data[index + 1]
-    columns = (place, pieces.start, pieces.length, shard_of, local, whole)
-    for at, start, size, number, low, inside_shard in zip(
-        *(column[~short].tolist() for column in columns), strict=True
-    ):
-        if inside_shard:
-            window = store.shards[number].data[low : low + size + 1]
-        else:
-            window = store.tokens(start, min(start + size + 1, store.num_tokens))
-        tokens[at : at + size] = window[:size]
-        targets[at : at + len(window) - 1] = window[1:]
+        among = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+        index = np.repeat(local[chosen], length) + among
+        to = np.repeat(place[chosen], length) + among
+        data = store.shards[shard].data
+        rows.tokens[to] = data[index]
+        rows.targets[to] = data[index + 1]
+    columns = (pieces.start, pieces.length + 1, shard_of, local, inside)
+
+    def windows(chosen: Int64Array) -> list[TokenArray]:
+        return [
+            store.shards[shard].data[low : low + size] if one_shard else _across(store, start, size)
+            for start, size, shard, low, one_shard in zip(
+                *(column[chosen].tolist() for column in columns), strict=True
+            )
+        ]
+
+    whole = ~short & (pieces.length == unit_tokens)
+    units = np.flatnonzero(whole)
+    for first in range(0, len(units), WINDOWS_AT_ONCE):
+        chosen = units[first : first + WINDOWS_AT_ONCE]
+        read = np.concatenate(windows(chosen)).reshape(len(chosen), unit_tokens + 1)
+        rows.tokens.reshape(-1, unit_tokens)[pieces.row[chosen]] = read[:, :-1]
+        rows.targets.reshape(-1, unit_tokens)[pieces.row[chosen]] = read[:, 1:]
+    rest = np.flatnonzero(~short & ~whole)
+    for at, window in zip(place[rest].tolist(), windows(rest), strict=True):
+        end = at + len(window) - 1
+        rows.tokens[at:end] = window[:-1]
+        rows.targets[at:end] = window[1:]
+
+
+def _across(store: TokenStore, start: int, size: int) -> TokenArray:
+    """Return tokens that no single shard holds; behind the end of the store is a 0."""
+    window = store.tokens(start, min(start + size, store.num_tokens))
+    return window if len(window) == size else np.append(window, window.dtype.type(0))
 
 
 def _boundaries(store: TokenStore, pieces: Pieces, place: Int64Array) -> Int64Array:
@@ -189,10 +209,11 @@ def _number(starts: Int64Array, positions: Int32Array, document_ids: Int32Array)
     lengths = np.diff(starts, append=num_rows * length)
     row, offset = np.divmod(starts, length)
     first_of_row = np.flatnonzero(offset == 0)
-    ordinal = (np.arange(len(starts)) - first_of_row[row]).astype(np.int32)
-    document_ids.reshape(-1)[:] = np.repeat(ordinal, lengths)
-    origin = np.repeat(offset.astype(np.int32), lengths).reshape(positions.shape)
-    np.subtract(np.arange(length, dtype=np.int32), origin, out=positions)
+    ordinal = np.arange(len(starts)) - first_of_row[row]
+    narrow = np.int16 if length <= 1 << 15 else np.int32  # what is repeated stays in the cache
+    document_ids.reshape(-1)[:] = np.repeat(ordinal.astype(narrow), lengths)
+    origin = np.repeat(offset.astype(narrow), lengths).reshape(positions.shape)
+    positions[:] = np.subtract(np.arange(length, dtype=narrow), origin, out=origin)
 
 
 def _stretches(
