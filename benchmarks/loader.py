@@ -2,10 +2,12 @@
 
 All read windows of the same sequence length from the same ``.bin`` files (litdata from a copy in
 its own format), two sources mixed 7 to 3, one process each, in turn within one run; what counts is
-the median of the rounds' ratios of processor time. The project returns the whole batch of a step:
-inputs, targets, positions, document ids, weights and sources; the peers what they return at their
-cheapest. Then, in fresh processes with their files in the page cache: seconds from the first call
-(imports are done) to the first batch, for stores of many sizes.
+the median of the rounds' ratios of processor time, at each size of batch. A token costs the project
+28 bytes: inputs and targets int64, positions and document ids int32, weights float32. The bare map
+(``raw``) gives 8, one int64 window; ``by_hand`` 16, inputs and targets stacked as short training
+scripts have them; the peers what they return at their cheapest. Then, in fresh processes with their
+files in the page cache: seconds from the first call (imports are done) to the first batch, for
+stores of many sizes.
 
     python benchmarks/loader.py out=/data/loader
     python benchmarks/loader.py out=/tmp/loader tokens=2e7 rounds=3 batches=50 json=/tmp/loader.json
@@ -50,10 +52,10 @@ class Options:
     """Tokens of the dense stores together."""
     sequence_length: int = 2048
     """Inputs of a window; one more token is read."""
-    batch: int = 256
-    """Windows of a batch."""
+    batch: tuple[int, ...] = (64, 256)
+    """Windows of a batch; every size is measured."""
     batches: int = 50
-    """Batches of a round and side."""
+    """Batches of a round and side, of the largest size; of a smaller one as many windows."""
     rounds: int = 9
     """Rounds; the sides change their order from one to the next."""
     starts: int = 5
@@ -67,9 +69,10 @@ class Options:
 
 
 KINDS: dict[str, Any] = {
-    "out": Path, "tokens": float, "sequence_length": int, "batch": int, "batches": int,
+    "out": Path, "tokens": float, "sequence_length": int, "batches": int,
     "rounds": int, "starts": int, "peer": Path, "json": Path,
     "part": lambda names: tuple(names.split(",")),
+    "batch": lambda sizes: tuple(int(size) for size in sizes.split(",")),
 }  # fmt: skip
 STARTS: tuple[tuple[str, dict[str, int], tuple[str, ...]], ...] = (
     ("10^9 tokens, 8 shards, 10^6 documents",
@@ -130,7 +133,7 @@ def main(arguments: Sequence[str]) -> int:
     report = json.loads(options.json.read_text()) if options.json.is_file() else {}
     report |= machine(options, arguments)
     if "speed" in options.part:
-        report["speed"] = speed(options)
+        report["speed"] = {str(size): speed(options, size) for size in options.batch}
     if "start" in options.part:
         report["start"] = start(options)
     options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -150,20 +153,26 @@ def parse(arguments: Sequence[str]) -> Options:
     return options
 
 
-def request(stores: Mapping[str, Path], shares: Mapping[str, float], options: Options) -> Any:
+def request(
+    stores: Mapping[str, Path],
+    shares: Mapping[str, float],
+    options: Options,
+    batch: int,
+    num_batches: int,
+) -> Any:
     """Return what every side is told of its data."""
     sources = {}
     for name, store in stores.items():
         shards = [(str(store / s.name), s.num_tokens) for s in read_manifest(store).shards]
         sources[name] = {"store": str(store), "shards": shards, "share": shares[name]}
     return {
-        "sources": sources, "sequence_length": options.sequence_length, "batch_size": options.batch,
-        "num_batches": (options.rounds + 1) * options.batches + 1, "scratch": str(options.out),
+        "sources": sources, "sequence_length": options.sequence_length, "batch_size": batch,
+        "num_batches": num_batches, "scratch": str(options.out),
     }  # fmt: skip
 
 
-def speed(options: Options) -> dict[str, Any]:
-    """Read batches in rounds; the first round warms up."""
+def speed(options: Options, batch: int) -> dict[str, Any]:
+    """Read batches of one size in rounds; the first round warms up."""
     stores = {
         name: dense(
             options.out / f"{name}-{options.tokens:.0e}", num_tokens=int(options.tokens / 2),
@@ -172,24 +181,25 @@ def speed(options: Options) -> dict[str, Any]:
         for seed, name in enumerate(SHARES)
     }  # fmt: skip
     sides = ("raw", "by_hand", "ours", *PEERS)
-    told = request(stores, SHARES, options)
+    batches = options.batches * max(options.batch) // batch
+    told = request(stores, SHARES, options, batch, (options.rounds + 1) * batches + 1)
     workers = {side: Worker(side, options) for side in sides}
     measured: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     try:
         for side in sides:
             shape = workers[side].ask("start", **told)["shape"]
-            if shape != [options.batch, options.sequence_length]:
+            if shape != [batch, options.sequence_length]:
                 raise DataError(f"{side} gave inputs of shape {shape}")
         for number in range(options.rounds + 1):
-            note(f"round {number} of {options.rounds}")
+            note(f"batches of {batch}: round {number} of {options.rounds}")
             for side in sides[number % len(sides) :] + sides[: number % len(sides)]:
-                answer = workers[side].ask("read", num_batches=options.batches)
+                answer = workers[side].ask("read", num_batches=batches)
                 if number:
                     measured[side].append(answer)
     finally:
         for worker in workers.values():
             worker.close()
-    tokens = options.batches * options.batch * (options.sequence_length + 1)
+    tokens = batches * batch * (options.sequence_length + 1)
     return {side: summary(runs, measured["ours"], tokens) for side, runs in measured.items()}
 
 
@@ -213,9 +223,8 @@ def start(options: Options) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for name, how, sides in STARTS:
         store = sparse(options.out / f"sparse-{how['num_tokens']:.0e}", **how)
-        told = request({"first": store}, {"first": 1.0}, options)
-        told["batch_size"] = START_BATCH
-        told["num_batches"] = how["num_tokens"] // START_BATCH // options.sequence_length
+        num_batches = how["num_tokens"] // START_BATCH // options.sequence_length
+        told = request({"first": store}, {"first": 1.0}, options, START_BATCH, num_batches)
         answers: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
         for number in range(options.starts + 1):  # the first one fills the page cache
             note(f"start {number} of {options.starts}: {name}")
@@ -269,14 +278,15 @@ def machine(options: Options, arguments: Sequence[str]) -> dict[str, Any]:
 def table(report: Mapping[str, Any]) -> str:
     """Return the results as Markdown."""
     lines = []
-    if "speed" in report:
+    for size, sides in report.get("speed", {}).items():
         lines += [
+            f"\nWindows of a batch: {size}\n",
             "| side | million tokens/s per core | on the wall | ours is faster by | rounds | bar |",
             "|---|---|---|---|---|---|",
         ]
-        best = min((report["speed"][p]["ours_is_faster_by"], p) for p in PEERS)[1]
+        best = min((sides[p]["ours_is_faster_by"], p) for p in PEERS)[1]
         bars = {"raw": BARS["raw"], best: BARS["peer"]}
-        for side, r in report["speed"].items():
+        for side, r in sides.items():
             lines.append(
                 f"| {side} | {r['tokens_per_cpu_s'] / 1e6:.1f} | {r['tokens_per_wall_s'] / 1e6:.1f}"
                 f" | {r['ours_is_faster_by']:.2f} | {r['least']:.2f} to {r['most']:.2f} "

@@ -13,7 +13,7 @@ from pathlib import Path
 from llmtrain import logs
 from llmtrain.config.load import to_plain, write_yaml
 from llmtrain.config.run import RunConfig
-from llmtrain.data.held_out import EvaluationBatches
+from llmtrain.data.held_out import held_out_of
 from llmtrain.data.loader import Batches
 from llmtrain.data.plan import BatchPlan, plan_of
 from llmtrain.data.store import open_sources
@@ -74,7 +74,7 @@ def _train(config: RunConfig, run: RunDirectory, world: World, progress: Progres
         stop_asked = stack.enter_context(stop_signals())
         data = config.data
         plan = plan_of(config, open_sources(data.sources, data.cache_dir, check=False))
-        held_out = _held_out(config, world)
+        held_out = held_out_of(config, world.dp_rank, world.dp_size)
         num_sources = max(len(p.source_names) for p in (plan, held_out) if p is not None)
         documents = DocumentLosses(run.path, world, plan.source_names, config.monitor)
         engine = _engine(config, world, num_sources, documents.observe)
@@ -91,7 +91,8 @@ def _train(config: RunConfig, run: RunDirectory, world: World, progress: Progres
         checkpoints.restore(progress)
         if world.rank == 0:
             write_yaml(config, run.config_yaml)
-        batches = TimedBatches(documents.asking(_batches(config, plan, world, stack)), world.device)
+        ahead = stack.enter_context(_batches(config, plan, world))
+        batches = TimedBatches(documents.asking(ahead), world.device)
         schedule = learning_rate(config.optimizer, config.schedule, config.training.num_tokens)
         hooks: list[loop.Hook] = [
             mixing, stack.enter_context(loop.GarbageCollection()), documents,
@@ -123,32 +124,12 @@ def _train(config: RunConfig, run: RunDirectory, world: World, progress: Progres
         )  # fmt: skip
 
 
-def _held_out(config: RunConfig, world: World) -> EvaluationBatches | None:
-    """The held-out windows this rank scores, as many micro-batches at a time as in training."""
-    if config.evaluation.every_steps is None or not config.data.validation:
-        return None
-    rows = config.training.global_batch_size // world.dp_size
-    micro = config.training.micro_batch_size
-    return EvaluationBatches(
-        open_sources(config.data.validation, config.data.cache_dir, check=False),
-        sequence_length=config.training.sequence_length,
-        micro_batch_size=micro, num_microbatches=rows // micro,
-        dp_rank=world.dp_rank, dp_size=world.dp_size,
-        max_windows=config.evaluation.windows_per_source,
-    )  # fmt: skip
-
-
-def _batches(config: RunConfig, plan: BatchPlan, world: World, stack: ExitStack) -> Batches:
-    """The rows of this rank; reading ahead ends with ``stack``."""
-    batches = Batches(
-        plan,
-        dp_rank=world.dp_rank,
-        dp_size=world.dp_size,
+def _batches(config: RunConfig, plan: BatchPlan, world: World) -> Batches:
+    return Batches(
+        plan, dp_rank=world.dp_rank, dp_size=world.dp_size,
         micro_batch_size=config.training.micro_batch_size,
-        prefetch=config.data.prefetch_batches,
-        pin_memory=world.device.type == "cuda",
-    )
-    return stack.enter_context(batches)
+        prefetch=config.data.prefetch_batches, pin_memory=world.device.type == "cuda",
+    )  # fmt: skip
 
 
 def _engine(config: RunConfig, world: World, num_sources: int, observe: Observer) -> Engine:

@@ -117,6 +117,7 @@ def _data_problems(config: RunConfig) -> Iterator[str]:
                 opened[f"data.{section}.{name}"] = store
             except DataError as error:
                 yield f"data.{section}.{name}: {error}"
+    yield from _trained_on(opened)
     yield from _mixture_problems(config, opened)
 
 
@@ -135,13 +136,31 @@ def _mixture_problems(config: RunConfig, opened: Mapping[str, TokenStore]) -> It
         yield str(error)
 
 
+def _trained_on(opened: Mapping[str, TokenStore]) -> Iterator[str]:
+    """Which held-out stores are among those that are trained on."""
+    trained = {
+        member.fingerprint: path
+        for path, store in opened.items()
+        for member in store.members
+        if path.startswith("data.sources.")
+    }
+    for path, store in opened.items():
+        seen = [m for m in store.members if m.fingerprint in trained]
+        if path.startswith("data.validation.") and seen:
+            yield (
+                f"{path}: {seen[0].name} holds the same tokens as {trained[seen[0].fingerprint]}, "
+                "which is trained on; use a store that was held out, or leave it out"
+            )
+
+
 def _check_store(store: TokenStore, config: RunConfig, tokenizer: Tokenizer | None) -> None:
-    """Refuse a store of another tokenizer or of ids the model has no row for."""
+    """Refuse a store of another tokenizer, of ids the model has no row for, or damaged."""
+    store.check_ends()
     if tokenizer is not None:
         store.check_tokenizer(tokenizer.hash)
     if store.manifest is not None and store.manifest.vocab_size > config.model.vocab_size:
         raise DataError(
-            f"{store.path} has a vocabulary of {store.manifest.vocab_size}, "
+            f"{store.name} has a vocabulary of {store.manifest.vocab_size}, "
             f"model.vocab_size={config.model.vocab_size} is smaller; set model.vocab_size to at "
             f"least {store.manifest.vocab_size}"
         )

@@ -203,15 +203,15 @@ def phases_fit_the_run(config: RunConfig, world: int) -> str | None:
 
 def adaptive_interval_covers_reading_ahead(config: RunConfig, world: int) -> str | None:
     """No batch is read ahead before the shares of its windows are decided."""
-    ahead = config.data.prefetch_batches + 2
-    least = ahead * config.training.global_batch_tokens
-    mixture = config.mixture
+    ahead, mixture, training = config.data.prefetch_batches + 2, config.mixture, config.training
+    batches = [stage.global_batch_tokens for stage in training.batch_ramp]
+    largest = max([training.global_batch_tokens, *batches])
+    least = ahead * largest
     if not isinstance(mixture, AdaptiveMixture) or mixture.interval_tokens >= least:
         return None
     return (
         f"mixture.interval_tokens={mixture.interval_tokens} is less than data.prefetch_batches + 2 "
-        f"= {ahead} batches of training.global_batch_tokens={config.training.global_batch_tokens}; "
-        f"use at least {least}"
+        f"= {ahead} batches of training.global_batch_tokens={largest}; use at least {least}"
     )
 
 
@@ -225,6 +225,17 @@ def schedule_fits_the_run(config: RunConfig, world: int) -> str | None:
     return (
         f"{what}={schedule.warmup_tokens + decay} is longer than "
         f"training.num_tokens={total}; shorten it or train longer"
+    )
+
+
+def skipped_steps_are_in_the_run(config: RunConfig, world: int) -> str | None:
+    """What is left out lies before the end of the run."""
+    skips, training = config.data.skip_steps, config.training
+    if not skips or batch_has_whole_rows(config, world) or skips[-1][0] <= training.num_steps:
+        return None
+    return (
+        f"data.skip_steps holds [{skips[-1][0]}, {skips[-1][1]}], the run ends with step "
+        f"{training.num_steps}; leave it out or train longer"
     )
 
 
@@ -251,5 +262,6 @@ RULES: tuple[Rule, ...] = (
     *DATA_RULES,
     sequence_fits_the_model,
     schedule_fits_the_run,
+    skipped_steps_are_in_the_run,
     fim_tokens_are_known,
 )

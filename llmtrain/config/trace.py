@@ -25,6 +25,11 @@ class TraceConfig:
     """Only the rows of this data-parallel rank; null means all."""
     dp_size: int | None = None
     """Data-parallel ranks the rows are shared among; null means those of the run's last start."""
+    losses: bool = False
+    """Sort the documents of the step by the loss they had; without step, list the steps kept.
+
+    monitor.document_loss_steps chooses the steps whose losses a run keeps.
+    """
     text: bool = False
     """Show the text of the tokens."""
     rules: bool = True
@@ -46,7 +51,9 @@ class TraceConfig:
         """Refuse what names no batch and no document, or both."""
         problems = below(self, 1, "step", "dp_size") + below(self, 0, "rank")
         given = [name for name in ("step", "url", "doc") if getattr(self, name) is not None]
-        if len(given) != 1:
+        if self.losses and given not in ([], ["step"]):
+            problems.append(f"losses=true takes step=N or nothing, found {' and '.join(given)}")
+        elif not self.losses and len(given) != 1:
             found = " and ".join(given) or "none of them"
             problems.append(f"give one of step=N, url=ADDRESS and doc=ID, found {found}")
         if problems:

@@ -45,10 +45,11 @@ class Exp3:
     """Part that is shared out equally."""
     loss_scale: float
     """Mean loss whose reward is 1."""
-    num_units: int
-    """Windows of the run; what a source may still give is spread over those that are left."""
-    most: tuple[Fraction, ...] | None = None
-    """Windows each source may give to the run in all; None: no limit."""
+    num_units: int | None = None
+    """Windows of the run, where there is a limit: what a source may still give is spread over those
+    that are left."""
+    most: tuple[Fraction, ...] = ()
+    """Windows each source may give to the run in all; none: no limit."""
 
     @property
     def least(self) -> int:
@@ -97,8 +98,8 @@ class Exp3:
             SHARE_UNIT * ((1 - explored) * weight / total + explored / len(weights))
             for weight in weights
         ]
-        left = self.num_units - first_unit
-        if self.most is None or left <= 0:
+        left = 0 if self.num_units is None else self.num_units - first_unit
+        if left <= 0:
             return tuple(largest_remainder(parts))
         room = [(most - done) / left for most, done in zip(self.most, given, strict=True)]
         limits = [max(self.least, math.floor(SHARE_UNIT * part)) for part in room]
@@ -142,7 +143,7 @@ class AdaptiveSchedule(ShareSchedule):
         self._decided = list[ShareChange]()
         self._version = 0
         parts = _shares_of(self._first)
-        super().__init__([constant(0, parts), constant(rule.interval, parts)])
+        super().__init__([constant(0, parts), constant(rule.interval, parts)], rule.num_units)
         self.follow(decided)
 
     @property
@@ -154,11 +155,6 @@ class AdaptiveSchedule(ShareSchedule):
     def version(self) -> int:
         """Number of times other decisions took the place of earlier ones."""
         return self._version
-
-    @property
-    def fingerprint(self) -> str:
-        """The rule and what it begins with, without what it decided."""
-        return f"adaptive from {self._first.shares} by {self.rule}"
 
     @property
     def decides_after(self) -> int:
@@ -194,6 +190,10 @@ class AdaptiveSchedule(ShareSchedule):
             self._clear(2 + same)
         for change in decided[same:]:
             self._take(change)
+
+    def _text(self) -> str:
+        """The rule and what it begins with, without what it decided."""
+        return f"adaptive from {self._first.shares} by {self.rule}"
 
     def _take(self, change: ShareChange) -> None:
         sums = (change.first_unit, len(change.shares), len(change.state), sum(change.shares))

@@ -122,7 +122,8 @@ def _fill(rows: _Rows, parts: Sequence[tuple[TokenStore, Pieces]], unit_tokens: 
     rows.tokens[padding] = 0
     rows.without_target(np.concatenate([*(found - 1 for found in boundaries), padding]))
     edges = np.arange(0, rows.total + 1, rows.shape[1])
-    starts = np.unique(np.concatenate([edges, *begins, *boundaries, gaps]))[:-1]
+    places = np.sort(np.concatenate([edges, *begins, *boundaries, gaps]))
+    starts = places[:-1][places[:-1] < places[1:]]  # each once, and not the end of all rows
     _number(starts, rows.positions.reshape(rows.shape), rows.document_ids.reshape(rows.shape))
     return starts
 
@@ -132,50 +133,50 @@ def _read(
 ) -> None:
     """Copy every piece to ``place`` of the tokens, and from one token later to the targets.
 
-    What the last input of the store has as target is left to the boundary behind it.
+    Whatever the last input of the store gets as target, the boundary behind it takes away.
     """
     store.fetch(pieces.start, pieces.length + 1)
     shard_of = np.searchsorted(store.shard_starts, pieces.start, side="right") - 1
-    local = pieces.start - store.shard_starts[shard_of]
     inside = pieces.start + pieces.length < store.shard_starts[shard_of + 1]
     short = inside & (pieces.length < GATHER_BELOW)
     for shard in np.unique(shard_of[short]).tolist():
         chosen = np.flatnonzero(short & (shard_of == shard))
         length = pieces.length[chosen]
         among = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
-        index = np.repeat(local[chosen], length) + among
+        index = np.repeat(pieces.start[chosen] - store.shard_starts[shard], length) + among
         to = np.repeat(place[chosen], length) + among
         data = store.shards[shard].data
         rows.tokens[to] = data[index]
         rows.targets[to] = data[index + 1]
-    columns = (pieces.start, pieces.length + 1, shard_of, local, inside)
-
-    def windows(chosen: Int64Array) -> list[TokenArray]:
-        return [
-            store.shards[shard].data[low : low + size] if one_shard else _across(store, start, size)
-            for start, size, shard, low, one_shard in zip(
-                *(column[chosen].tolist() for column in columns), strict=True
-            )
-        ]
-
     whole = ~short & (pieces.length == unit_tokens)
-    units = np.flatnonzero(whole)
+    units, rest = np.flatnonzero(whole), np.flatnonzero(~(short | whole))
     for first in range(0, len(units), WINDOWS_AT_ONCE):
         chosen = units[first : first + WINDOWS_AT_ONCE]
-        read = np.concatenate(windows(chosen)).reshape(len(chosen), unit_tokens + 1)
+        read = np.concatenate(_windows(store, pieces, chosen)).reshape(-1, unit_tokens + 1)
         rows.tokens.reshape(-1, unit_tokens)[pieces.row[chosen]] = read[:, :-1]
         rows.targets.reshape(-1, unit_tokens)[pieces.row[chosen]] = read[:, 1:]
-    rest = np.flatnonzero(~short & ~whole)
-    for at, window in zip(place[rest].tolist(), windows(rest), strict=True):
+    for at, window in zip(place[rest].tolist(), _windows(store, pieces, rest), strict=True):
         end = at + len(window) - 1
         rows.tokens[at:end] = window[:-1]
         rows.targets[at:end] = window[1:]
 
 
-def _across(store: TokenStore, start: int, size: int) -> TokenArray:
-    """Return tokens that no single shard holds; behind the end of the store is a 0."""
-    window = store.tokens(start, min(start + size, store.num_tokens))
-    return window if len(window) == size else np.append(window, window.dtype.type(0))
+def _windows(store: TokenStore, pieces: Pieces, chosen: Int64Array) -> list[TokenArray]:
+    """Return the tokens of some pieces and the one behind each; behind the store that is a 0."""
+    start, end = pieces.start[chosen], (pieces.start + pieces.length)[chosen] + 1
+    shard_of = np.searchsorted(store.shard_starts, start, side="right") - 1
+    base, inside = store.shard_starts[shard_of], end <= store.shard_starts[shard_of + 1]
+    shards, columns = store.shards, (shard_of, start, end, base, inside)
+    return [
+        shards[shard].data[low - edge : high - edge] if whole else _across(store, low, high)
+        for shard, low, high, edge, whole in zip(*(c.tolist() for c in columns), strict=True)
+    ]
+
+
+def _across(store: TokenStore, start: int, end: int) -> TokenArray:
+    """Return tokens of more than one shard, or the last ones of the store and a 0."""
+    found = store.tokens(start, min(end, store.num_tokens))
+    return found if end <= store.num_tokens else np.append(found, found.dtype.type(0))
 
 
 def _boundaries(store: TokenStore, pieces: Pieces, place: Int64Array) -> Int64Array:

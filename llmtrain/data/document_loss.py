@@ -75,6 +75,12 @@ def write_document_losses(run: Path, step: int, losses: Iterable[DocumentLoss]) 
     return path
 
 
+def kept_steps(run: Path) -> list[int]:
+    """Return the 1-based steps whose losses were kept, rising."""
+    names = (path.stem for path in document_losses_path(run, 0).parent.glob("step-*.jsonl"))
+    return sorted(int(name.removeprefix("step-")) for name in names)
+
+
 def worst(losses: Sequence[DocumentLoss]) -> list[DocumentLoss]:
     """Sort by loss, the highest first; a loss that is not finite is higher than any."""
     return sorted(losses, key=lambda found: -math.inf if found.loss is None else -found.loss)

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from llmtrain.config.run import RunConfig
 from llmtrain.data.assemble import assemble_pieces
 from llmtrain.data.batch import StepBatch
 from llmtrain.data.order import Pieces
-from llmtrain.data.store import TokenStore
+from llmtrain.data.store import TokenStore, open_sources
 
 
 class EvaluationBatches:
@@ -68,3 +69,19 @@ class EvaluationBatches:
             parts, sources, sequence_length=self._sequence_length,
             num_microbatches=self._num_microbatches,
         )  # fmt: skip
+
+
+def held_out_of(config: RunConfig, dp_rank: int, dp_size: int) -> EvaluationBatches | None:
+    """What a rank of a run scores, in batches like the last of training; None where nothing is."""
+    training, data = config.training, config.data
+    if config.evaluation.every_steps is None or not data.validation:
+        return None
+    return EvaluationBatches(
+        open_sources(data.validation, data.cache_dir, check=False),
+        sequence_length=training.sequence_length,
+        micro_batch_size=training.micro_batch_size,
+        num_microbatches=training.global_batch_size // dp_size // training.micro_batch_size,
+        dp_rank=dp_rank,
+        dp_size=dp_size,
+        max_windows=config.evaluation.windows_per_source,
+    )

@@ -181,15 +181,23 @@ class IndexedShard:
         header = read_header(self.idx_file)
         if self._known is not None:
             self.check_header(header)
-            for end, file in (("bin", self.bin_file), ("idx", self.idx_file)):
-                digest = self._known.ends.get(end)
-                if digest is not None and ends_digest(file) != digest:
-                    raise DataError(
-                        f"{file.name} is not the file its manifest lists: its first and last "
-                        f"{END_BYTES >> 10} KiB differ, though its size is right; another shard "
-                        "was put in its place or it is damaged: restore it or write the store again"
-                    )
+            self.check_ends()
         return header
+
+    def check_ends(self) -> None:
+        """Compare the first and the last 64 KiB of both files with the manifest.
+
+        Raises:
+            DataError: they differ.
+        """
+        ends = {} if self._known is None else self._known.ends
+        for end, file in (("bin", self.bin_file), ("idx", self.idx_file)):
+            if end in ends and ends_digest(file) != ends[end]:
+                raise DataError(
+                    f"{file.name} is not the file its manifest lists: its first and last "
+                    f"{END_BYTES >> 10} KiB differ, though its size is right; another shard "
+                    "was put in its place or it is damaged: restore it or write the store again"
+                )
 
     def check_header(self, header: Header) -> None:
         """Compare a header with the manifest.

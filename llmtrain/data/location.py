@@ -116,7 +116,14 @@ def _folder(path: str, cache_dir: Path | str | None) -> Folder:
         )
     from llmtrain.data.remote import RemoteFolder
 
-    return RemoteFolder.at(path, Path(cache_dir))
+    cache = Path(cache_dir)
+    above = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise DataError(
+            f"data.cache_dir={cache} cannot be made: {above} is no folder this process may write; "
+            "set it to a folder on a local disk with room for the store"
+        )
+    return RemoteFolder.at(path, cache)
 
 
 def _wrong_size(path: str, found: int | None, size: int) -> DataError:

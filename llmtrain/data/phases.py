@@ -54,8 +54,12 @@ def constant(start: int, shares: Shares) -> Phase:
 class ShareSchedule:
     """The target of every source after any number of windows."""
 
-    def __init__(self, phases: Sequence[Phase]) -> None:
-        """Follow ``phases`` in order: the first starts at 0, the last has constant shares."""
+    def __init__(self, phases: Sequence[Phase], planned_for: int | None = None) -> None:
+        """Follow ``phases`` in order: the first starts at 0, the last has constant shares.
+
+        ``planned_for`` are the windows of the run, where the phases are made for its length.
+        """
+        self._planned_for = planned_for
         self._starts = list[int]()
         self._phases = list[Phase]()
         self._before = list[list[Fraction]]()
@@ -76,8 +80,12 @@ class ShareSchedule:
     @property
     def fingerprint(self) -> str:
         """What the order of sources depends on, readable where it is short."""
-        text = "; ".join(str(phase) for phase in self._phases)
-        return text if len(text) <= READABLE else blake3.blake3(text.encode()).hexdigest()
+        text = self._text()
+        if len(text) > READABLE:
+            text = blake3.blake3(text.encode()).hexdigest()
+        if self._planned_for is None:
+            return text
+        return f"planned for the {self._planned_for:,} windows of training.num_tokens, {text}"
 
     @property
     def num_phases(self) -> int:
@@ -116,6 +124,9 @@ class ShareSchedule:
 
     def follow(self, decided: Sequence[ShareChange]) -> None:
         """Go by the decisions of a journal; a schedule that decides nothing has none to follow."""
+
+    def _text(self) -> str:
+        return "; ".join(str(phase) for phase in self._phases)
 
     def _add(self, phase: Phase) -> None:
         """Append a phase; whoever reads at the same time sees all of it or nothing."""

@@ -72,9 +72,9 @@ def share_schedule(
         case PhasesMixture():
             schedule = ShareSchedule(_phases(config, windows, unit_tokens))
         case CurriculumMixture():
-            schedule = ShareSchedule(_turns(config, windows, num_units))
+            schedule = ShareSchedule(_turns(config, windows, num_units), num_units)
         case ConstantMixture() | TemperatureMixture() | UnimaxMixture():
-            schedule = ShareSchedule([constant(0, _constant_shares(config, windows, num_units))])
+            schedule = _constant(config, windows, num_units)
     if config.max_epochs is not None and not isinstance(config, AdaptiveMixture):
         _check_epochs(schedule, windows, config.max_epochs, num_units, unit_tokens)
     return schedule
@@ -117,22 +117,24 @@ def shares_of(
     return shares
 
 
-def _constant_shares(
+def _constant(
     config: ConstantMixture | TemperatureMixture | UnimaxMixture,
     windows: Mapping[str, int],
     num_units: int,
-) -> Shares:
+) -> ShareSchedule:
+    planned_for = None
     match config:
         case ConstantMixture():
-            return _given_or_by_windows(config.weights, windows)
+            shares = _given_or_by_windows(config.weights, windows)
         case TemperatureMixture():
-            return shares_of(
-                by_temperature(windows, config.temperature),
-                "the weight of source {} by temperature",
-            )
+            weights = by_temperature(windows, config.temperature)
+            shares = shares_of(weights, "the weight of source {} by temperature")
         case UnimaxMixture():
-            cap = Fraction(repr(config.max_epochs))
-            return shares_of(unimax(windows, cap, num_units), "the part of source {} by UniMax")
+            gives = unimax(windows, Fraction(repr(config.max_epochs)), num_units)
+            shares = shares_of(gives, "the part of source {} by UniMax")
+            if len(set(shares)) > 1:  # equal ones are equal over any number of windows
+                planned_for = num_units
+    return ShareSchedule([constant(0, shares)], planned_for)
 
 
 def _given_or_by_windows(weights: Mapping[str, float] | None, windows: Mapping[str, int]) -> Shares:
@@ -253,7 +255,7 @@ def _adaptive(
             f"than a window of one in mixture.interval_tokens={config.interval_tokens}; use an "
             f"interval of at least {needed} tokens or explore more"
         )
-    most = None
+    most = tuple[Fraction, ...]()
     if config.max_epochs is not None:
         cap = Fraction(repr(config.max_epochs))
         unimax(windows, cap, num_units)  # refuses a run that no shares can keep below the cap
@@ -267,7 +269,8 @@ def _adaptive(
                 )
     rule = Exp3(
         interval=interval, learning_rate=config.learning_rate, exploration=config.exploration,
-        loss_scale=config.loss_scale, num_units=num_units, most=most,
+        loss_scale=config.loss_scale, most=most,
+        num_units=num_units if most else None,
     )  # fmt: skip
     return AdaptiveSchedule(rule, _given_or_by_windows(config.weights, windows), journal)
 

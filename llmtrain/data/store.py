@@ -16,6 +16,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import blake3
@@ -53,6 +54,8 @@ __all__ = [
 MAX_KNOWN_STARTS, MAX_KNOWN_SHARDS = 1 << 21, 256
 """Stores with more documents or shards keep no list of where documents start (8 bytes each): they
 bisect the index of the shard."""
+SHARDS_COMPARED = 64
+"""Shards whose ends are compared with the manifest before a run begins: milliseconds."""
 DOCUMENTS_PER_WINDOW = 128
 """The list is made once a window was asked for per so many documents: a run begins without it."""
 
@@ -157,6 +160,17 @@ class TokenStore:
                 f"given tokenizer is {tokenizer_hash[:16]}; set tokenizer.path to the store's own "
                 "or tokenize the source again"
             )
+
+    def check_ends(self) -> None:
+        """Compare both ends of the first shards with the manifest; others are when first read.
+
+        Nothing is read of a remote store.
+
+        Raises:
+            DataError: a file is another one of the same size.
+        """
+        for shard in islice(self.shards, 0 if self._remote else SHARDS_COMPARED):
+            shard.check_ends()
 
     def tokens(self, start: int, end: int) -> TokenArray:
         """Return the tokens [start, end) in the store's dtype; a copy only across shard edges."""

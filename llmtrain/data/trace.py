@@ -8,8 +8,8 @@ the inverse of the permutations and of the mixture. Nothing is indexed and no to
     sightings(plan, source=0, document=7, before_step=1000)
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -82,6 +82,21 @@ def step_content(plan: BatchPlan, step: int, rows: range | None = None) -> list[
     return sorted(s for s in found if s.row in rows)
 
 
+def numbered(content: Iterable[Stretch]) -> dict[tuple[int, int], Stretch]:
+    """Return (row, number in the row) -> stretch, of one step's content in order.
+
+    Numbers are those of ``StepBatch.document_ids``: padding has one too.
+    """
+    found = {}
+    for row, stretches in groupby(content, key=lambda stretch: stretch.row):
+        number, end = 0, 0
+        for stretch in stretches:
+            number += stretch.inputs[0] > end  # padding before it
+            found[row, number] = stretch
+            number, end = number + 1, stretch.inputs[1]
+    return found
+
+
 def sightings(plan: BatchPlan, source: int, document: int, before_step: int) -> list[Stretch]:
     """Return where the first ``before_step`` steps saw a document, in the order they did."""
     order = plan.orders[source]
@@ -128,11 +143,6 @@ def _by_row(
             document, (start, start + count),
         )  # fmt: skip
         start, offset = start + count, offset + count
-
-
-def _runs(pieces: Pieces) -> Iterator[tuple[int, int, int]]:
-    """Yield (offset in the window, first token of the store, tokens) of every piece."""
-    return zip(pieces.offset.tolist(), pieces.start.tolist(), pieces.length.tolist(), strict=True)
 
 
 def _within(pieces: Pieces, start: int, end: int) -> Pieces:

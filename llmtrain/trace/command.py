@@ -2,19 +2,23 @@
 
 llmtrain trace run=runs/demo step=12 text=true verify=true
 llmtrain trace run=runs/demo url=https://docs.example/a planned=true
+llmtrain trace run=runs/demo step=12 losses=true
 """
 
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 
 from llmtrain.config.trace import TraceConfig
+from llmtrain.data.document_loss import DocumentLoss, kept_steps
 from llmtrain.data.trace import Stretch, rows_of, sightings, step_content
-from llmtrain.errors import ConfigError
+from llmtrain.errors import ConfigError, DataError
 from llmtrain.trace import table
 from llmtrain.trace.documents import DocumentKey, Seen, documents_of, look, plain
 from llmtrain.trace.find import find
+from llmtrain.trace.losses import Ranked, mean_of, worst_of
 from llmtrain.trace.proof import Answer, ask, verdict
 from llmtrain.trace.run import TracedRun, open_run
 
@@ -37,6 +41,8 @@ def main(config: TraceConfig) -> int:
         )
     if config.step is not None:
         return _trace_step(run, config, config.step - 1)
+    if config.losses:
+        return _trace_kept(run, config)
     return _trace_documents(run, config)
 
 
@@ -46,13 +52,43 @@ def _trace_step(run: TracedRun, config: TraceConfig, step: int) -> int:
     rows = range(shape.num_rows)
     if config.rank is not None:
         rows = _rows_of_rank(run, config.rank, shape.num_rows)
+    if config.losses:
+        return _trace_losses(run, config, worst_of(run, step, rows), None)
     seen = look(run, step_content(run.plan, step, rows))
-    answers = ask(run, seen, config) if config.rules or config.verify else {}
+    answers = ask(run, seen, config)
     if config.json != "-":
         sys.stdout.write(table.of_step(
             run, step, shape, seen, answers, with_text=config.text, verified=config.verify
         ))  # fmt: skip
     return _finish(config, seen, answers)
+
+
+def _trace_kept(run: TracedRun, config: TraceConfig) -> int:
+    """Tell the worst document of every step whose losses were kept."""
+    path = run.directory.path
+    steps = [step - 1 for step in kept_steps(path) if run.first < step <= run.done]
+    if not steps:
+        raise DataError(
+            f"{path} keeps the losses of no step it has done; monitor.document_loss_steps=[N] and "
+            "monitor.document_loss_every_steps=N choose the steps whose losses are kept"
+        )
+    ranked = [worst_of(run, step) for step in steps]
+    means = [mean_of(one) for one in ranked]
+    return _trace_losses(run, config, [one[0] for one in ranked], means)
+
+
+def _trace_losses(
+    run: TracedRun, config: TraceConfig, ranked: Ranked, means: Sequence[float] | None
+) -> int:
+    """Tell documents with their losses; ``means`` are those of their steps."""
+    losses = [loss for loss, _ in ranked]
+    seen = look(run, [stretch for _, stretch in ranked])
+    answers = ask(run, seen, config)
+    if config.json != "-":
+        sys.stdout.write(table.of_losses(
+            run, losses, means, seen, answers, with_text=config.text, verified=config.verify
+        ))  # fmt: skip
+    return _finish(config, seen, answers, losses, means)
 
 
 def _trace_documents(run: TracedRun, config: TraceConfig) -> int:
@@ -65,7 +101,7 @@ def _trace_documents(run: TracedRun, config: TraceConfig) -> int:
         stretches = sightings(run.plan, key.source, key.document, before_step=last)
         of_key[key] = look(run, [s for s in stretches if _is_asked(run, s, config)])
         found += of_key[key]
-    answers = ask(run, found, config) if config.rules or config.verify else {}
+    answers = ask(run, found, config)
     if config.json != "-":
         for key in keys:
             sys.stdout.write(table.of_document(
@@ -76,14 +112,22 @@ def _trace_documents(run: TracedRun, config: TraceConfig) -> int:
 
 
 def _finish(
-    config: TraceConfig, seen: Sequence[Seen], answers: Mapping[DocumentKey, Answer]
+    config: TraceConfig,
+    seen: Sequence[Seen],
+    answers: Mapping[DocumentKey, Answer],
+    losses: Sequence[DocumentLoss] = (),
+    means: Sequence[float] | None = None,
 ) -> int:
     """Write the JSON lines; return the exit status."""
     problems = [verdict(s, answers.get(s.document.key)) if config.verify else "" for s in seen]
     if config.json is not None:
         lines = []
-        for one, problem in zip(seen, problems, strict=True):
+        for i, (one, problem) in enumerate(zip(seen, problems, strict=True)):
             fields = plain(one, with_text=config.text)
+            if losses:
+                fields |= {"targets": losses[i].targets, "loss": losses[i].loss}
+            if means is not None:
+                fields["mean_loss"] = means[i] if isfinite(means[i]) else None
             answer = answers.get(one.document.key, Answer())
             if config.rules:
                 fields["rules"] = [dict(change) for change in answer.changes]

@@ -41,11 +41,13 @@ class Answer:
 
 
 def ask(run: TracedRun, seen: Iterable[Seen], asked: TraceConfig) -> dict[DocumentKey, Answer]:
-    """Return what the pipeline says of every document that has a record.
+    """Return what the pipeline says of every document that has a record, if it is to be asked.
 
     Raises:
         DataError: it does not run.
     """
+    if not (asked.rules or asked.verify):
+        return {}
     documents, spans = dict[DocumentKey, KnownDocument](), dict[DocumentKey, set[Span]]()
     for one in seen:
         if one.document.record is not None:

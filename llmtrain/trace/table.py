@@ -5,13 +5,25 @@ sys.stdout.write(of_step(run, 11, rows, seen, answers, with_text=False, verified
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+from math import isfinite
 
+from llmtrain.data.document_loss import DocumentLoss
 from llmtrain.data.trace import Rows
 from llmtrain.trace.documents import DocumentKey, KnownDocument, Seen
 from llmtrain.trace.proof import Answer, verdict
 from llmtrain.trace.run import TracedRun
 
 _HEAD = ("inputs", "document", "its tokens", "final text", "extracted text", "address")
+_LOSS_HEAD: tuple[str, ...] = (
+    "loss",
+    "targets",
+    "document",
+    "source",
+    "row",
+    "inputs",
+    "its tokens",
+    "address",
+)
 
 
 def of_step(
@@ -43,6 +55,39 @@ def of_step(
             lines.append("  " + _aligned(own, widths))
             answer = answers.get(one.document.key)
             lines += [f"      {line}" for line in _below(one, answer, with_text, verified)]
+    return "\n".join(lines) + "\n" + (_tally(seen, answers) if verified else "")
+
+
+def of_losses(
+    run: TracedRun,
+    losses: Sequence[DocumentLoss],
+    means: Sequence[float] | None,
+    seen: Sequence[Seen],
+    answers: Mapping[DocumentKey, Answer],
+    *,
+    with_text: bool,
+    verified: bool,
+) -> str:
+    """Return documents with their losses in nats, of one step, or of several with their means."""
+    head = _LOSS_HEAD
+    cells = [_loss_cells(loss, one) for loss, one in zip(losses, seen, strict=True)]
+    if means is None:
+        step = seen[0].stretch.step + 1 if seen else 0
+        title = f"step {step:,} of {run.num_steps:,}, {len(seen):,} documents by loss"
+    else:
+        title = f"the worst document of each of {len(seen):,} steps whose losses were kept"
+        head = ("step", "mean loss", *head)
+        cells = [
+            (f"{one.stretch.step + 1:,}", _loss(mean), *row)
+            for one, mean, row in zip(seen, means, cells, strict=True)
+        ]
+    lines = [f"{run.directory.path}: {title}", ""]
+    widths = [max(len(row[i]) for row in (head, *cells)) for i in range(len(head))]
+    lines.append(_aligned(head, widths))
+    for one, row in zip(seen, cells, strict=True):
+        lines.append(_aligned(row, widths))
+        below = _below(one, answers.get(one.document.key), with_text, verified)
+        lines += [f"    {line}" for line in below]
     return "\n".join(lines) + "\n" + (_tally(seen, answers) if verified else "")
 
 
@@ -99,6 +144,19 @@ def _cells(seen: Seen) -> tuple[str, ...]:
         "" if seen.characters is None else _span(seen.characters), _extracted(seen),
         record.url if record else "",
     )  # fmt: skip
+
+
+def _loss_cells(loss: DocumentLoss, seen: Seen) -> tuple[str, ...]:
+    stretch, record = seen.stretch, seen.document.record
+    return (
+        _loss(loss.loss), f"{loss.targets:,.0f}", _name(seen.document), loss.source,
+        str(stretch.row), _span(stretch.inputs),
+        f"{_span(stretch.tokens)} of {seen.document.num_tokens:,}", record.url if record else "",
+    )  # fmt: skip
+
+
+def _loss(loss: float | None) -> str:
+    return "not finite" if loss is None or not isfinite(loss) else f"{loss:.4f}"
 
 
 def _step_cells(seen: Seen) -> tuple[str, ...]:

@@ -30,11 +30,13 @@ class Mixing:
         schedule = plan.mixture.schedule
         self._schedule = schedule if isinstance(schedule, AdaptiveSchedule) else None
         self._sums: Tensor | None = None
+        self._decide_before(0)
 
-    def resume(self) -> None:
-        """Go on with what the journal of the plan had summed."""
+    def resume(self, step: int) -> None:
+        """Go on after ``step`` steps with what the journal of the plan had summed."""
         summed = self._plan.journal.undecided
         self._sums = torch.tensor(summed, dtype=torch.float64) if summed else None
+        self._decide_before(step)
 
     def settle(self) -> None:
         """Put what was summed since the last decision into the journal."""
@@ -52,9 +54,16 @@ class Mixing:
         ).to(torch.float64)[: schedule.num_sources]
         losses = torch.where(result.applied, losses, 0)
         self._sums = losses if self._sums is None else self._sums.to(losses.device) + losses
-        while self._plan.first_unit(progress.step) >= schedule.decides_after:
-            change = self._plan.decide([_pair(pair) for pair in self._sums.tolist()])
-            self._sums = torch.zeros_like(self._sums)
+        self._decide_before(progress.step)
+
+    def _decide_before(self, step: int) -> None:
+        """Decide on the intervals that are due before 0-based ``step``: several after a skip."""
+        schedule = self._schedule
+        while schedule is not None and self._plan.first_unit(step) >= schedule.decides_after:
+            nothing = [[0.0, 0.0]] * schedule.num_sources
+            summed = nothing if self._sums is None else self._sums.tolist()
+            self._sums = None
+            change = self._plan.decide([_pair(pair) for pair in summed])
             logger.info(
                 "from window %d on the mixture is %s", change.first_unit,
                 self._plan.named_shares(change),

@@ -60,7 +60,7 @@ class RunJournal:
             problems = [*changed, *problems]
         if not problems:
             self._plan.adopt(replace(saved, skips=own.skips, accepted=accepted))
-            self._mixing.resume()
+            self._mixing.resume(step)
             self.publish()
         return problems
 

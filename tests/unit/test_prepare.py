@@ -1,6 +1,7 @@
 """What is settled before a run starts: name, paths, stores, tokenizer, the run that is there."""
 
 import logging
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -234,6 +235,37 @@ def test_stores_that_cannot_be_mixed_are_refused_here(make: Make, made: Path) ->
         make(f"data.sources.b={made / 'good'}", "mixture.weights={a: 1, b: 1e-6}")
     )
     assert "mixture.weights.b is 1e-06 of the sum" in refused
+
+
+def test_a_damaged_store_is_found_before_there_is_a_run(
+    make: Make, made: Path, tmp_path: Path
+) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(made / "good", copied)
+    tokens = copied / "part-00000.bin"
+    content = tokens.read_bytes()
+    tokens.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    (refused,) = problems(make(f"data.sources.a={copied}"))
+    assert f"{tokens} is not the file its manifest lists" in refused
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_trained_on_is_not_held_out(make: Make, made: Path) -> None:
+    (refused,) = problems(make(f"data.validation.b={made / 'good'}"))
+    assert refused == (
+        f"data.validation.b: {made / 'good'} holds the same tokens as data.sources.a, which is "
+        "trained on; use a store that was held out, or leave it out"
+    )
+
+
+def test_a_cache_that_cannot_be_made_is_found_before_there_is_a_run(
+    make: Make, made: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    remote = f"data.sources.a='file://{made / 'good'}'"
+    (refused,) = problems(make(remote, f"data.cache_dir={tmp_path / 'file' / 'cache'}"))
+    assert f"cache cannot be made: {tmp_path / 'file'} is no folder" in refused
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_evaluation_of_nothing_is_said(make: Make, caplog: pytest.LogCaptureFixture) -> None:

@@ -79,6 +79,19 @@ REFUSED = [
         ["mixture={kind: adaptive, interval_tokens: 6000}"],
         "mixture.interval_tokens=6000 is less than data.prefetch_batches + 2 = 4 batches",
     ),
+    (
+        1,
+        [
+            "mixture={kind: adaptive, interval_tokens: 8192}",
+            "training.batch_ramp=[{until_tokens: 4096, global_batch_tokens: 4096}]",
+        ],
+        "batches of training.global_batch_tokens=4096; use at least 16384",
+    ),
+    (
+        1,
+        ["data.skip_steps=[[2, 3], [900000, 900001]]"],
+        "data.skip_steps holds [900000, 900001], the run ends with step ",
+    ),
     (1, ["schedule.warmup_tokens=1000000"], "is longer than training.num_tokens=100000"),
     (
         1,

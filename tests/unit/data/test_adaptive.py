@@ -7,14 +7,20 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from llmtrain.config.mixture import AdaptiveMixture
+from llmtrain.config.mixture import (
+    AdaptiveMixture,
+    ConstantMixture,
+    CurriculumMixture,
+    MixtureConfig,
+    UnimaxMixture,
+)
 from llmtrain.data.adaptive import AdaptiveSchedule, Exp3
 from llmtrain.data.journal import SHARE_UNIT, Journal, ShareChange, from_plain
 from llmtrain.data.mixture import Mixture
 from llmtrain.data.shares import share_schedule
 from llmtrain.errors import DataError
 
-RULE = Exp3(interval=500, learning_rate=0.5, exploration=0.2, loss_scale=10.0, num_units=10**6)
+RULE = Exp3(interval=500, learning_rate=0.5, exploration=0.2, loss_scale=10.0)
 HALVES = [Fraction(1, 2), Fraction(1, 2)]
 LOSSES = [(300.0, 100.0), (800.0, 100.0)]
 
@@ -150,3 +156,22 @@ def test_fingerprint_is_of_the_rule_not_of_what_it_decided() -> None:
     assert lived.fingerprint == before
     other = AdaptiveSchedule(replace(RULE, learning_rate=0.4), HALVES)
     assert other.fingerprint != before
+
+
+def test_a_longer_run_has_another_fingerprint_only_where_shares_hang_on_its_length() -> None:
+    def fingerprint(config: MixtureConfig, num_tokens: int) -> str:
+        windows = {"a": 100, "b": 900}
+        return share_schedule(config, windows, unit_tokens=1, num_tokens=num_tokens).fingerprint
+
+    free = AdaptiveMixture(interval_tokens=500)
+    fixed: list[MixtureConfig] = [ConstantMixture(), UnimaxMixture(), free]
+    for config in fixed:
+        assert fingerprint(config, 100) == fingerprint(config, 200)
+    planned: list[MixtureConfig] = [
+        replace(free, max_epochs=9.0), CurriculumMixture(order=("a", "b")),
+    ]  # fmt: skip
+    for config in planned:
+        before, after = fingerprint(config, 1_000), fingerprint(config, 2_000)
+        assert before != after
+        assert after.startswith("planned for the 2,000 windows of training.num_tokens, ")
+    assert fingerprint(UnimaxMixture(max_epochs=2.0), 1_500).startswith("planned for the 1,500 ")

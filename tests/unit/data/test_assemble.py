@@ -71,7 +71,9 @@ def test_the_last_token_of_a_store_has_no_target(store: TokenStore) -> None:
 def test_both_ways_to_read_agree(store: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     starts = rng.integers(0, store.num_tokens - 40, 50)
-    pieces = [(i, 0, start, 3 + i % 30) for i, start in enumerate(starts.tolist())]
+    starts[1] = store.num_tokens - 40
+    lengths = [40 if i % 2 else 3 + i % 30 for i in range(50)]  # every other row is one piece
+    pieces = [(i, 0, start, lengths[i]) for i, start in enumerate(starts.tolist())]
     found = []
     for limit in (0, 20, 1000):
         monkeypatch.setattr(assemble, "GATHER_BELOW", limit)

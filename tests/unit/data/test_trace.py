@@ -18,7 +18,7 @@ from llmtrain.data.packing import PackedOrder
 from llmtrain.data.plan import BatchPlan
 from llmtrain.data.shares import share_schedule
 from llmtrain.data.store import TokenStore
-from llmtrain.data.trace import Stretch, rows_of, sightings, step_content
+from llmtrain.data.trace import Stretch, numbered, rows_of, sightings, step_content
 from tests.stores import plan_over, random_documents, write_store
 
 LENGTH, UNITS, STEPS = 32, 4, 40
@@ -98,6 +98,18 @@ def test_rows_hold_the_documents_that_are_told(plan: BatchPlan) -> None:
             num_padded += int(padding.sum())
     assert len(lengths) == len(set(plan.steps.shapes()))
     assert (num_padded > 0) == isinstance(plan.orders[0], PackedOrder)
+
+
+def test_documents_are_numbered_as_the_loader_does(plan: BatchPlan) -> None:
+    with Batches(plan, micro_batch_size=1, prefetch=0) as batches:
+        for step in range(STEPS):
+            batch, found = batches.at(step), numbered(step_content(plan, step))
+            ids, is_target = batch.document_ids.numpy(), batch.loss_weight.numpy() > 0
+            pairs = zip(*np.nonzero(is_target), strict=True)
+            assert {(row, ids[row, place]) for row, place in pairs} <= set(found)
+            for (row, number), stretch in found.items():
+                assert (ids[row, slice(*stretch.inputs)] == number).all()
+                assert (ids[row] == number).sum() == stretch.inputs[1] - stretch.inputs[0]
 
 
 def test_both_ways_tell_the_same(plan: BatchPlan) -> None:

@@ -4,11 +4,15 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict, replace
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from data_pipeline.cli import main as data_main
 from data_pipeline.config.run import RunConfig as DataRun
@@ -17,19 +21,21 @@ from data_pipeline.pipeline import run_pipeline
 from data_pipeline.stages import Context
 from llmtrain.cli import main
 from llmtrain.config.data import DataConfig, TokenizerConfig
+from llmtrain.config.load import build, write_yaml
 from llmtrain.config.load import load as load_config
-from llmtrain.config.load import write_yaml
 from llmtrain.config.mixture import AdaptiveMixture
 from llmtrain.config.model import ModelConfig
 from llmtrain.config.parallel import ParallelConfig
 from llmtrain.config.run import RunConfig
 from llmtrain.config.trace import TraceConfig
 from llmtrain.config.training import TrainingConfig
+from llmtrain.data.document_loss import DocumentLoss, write_document_losses
 from llmtrain.data.journal import Accepted, Journal
 from llmtrain.data.lineage import DocumentRecord, read_records
 from llmtrain.data.store import ShardWriter
-from llmtrain.errors import ConfigError
+from llmtrain.errors import ConfigError, DataError, LLMTrainError
 from llmtrain.tokenizer.tokenizer import load, train
+from llmtrain.trace.command import main as trace
 from llmtrain.trace.documents import DocumentKey, KnownDocument, Seen
 from llmtrain.trace.proof import Answer, verdict
 from llmtrain.trace.run import open_run
@@ -111,9 +117,29 @@ def change_corpus(run: Path, after: int) -> None:
     write_json(run / "journal.json", journal.to_plain())
 
 
+@pytest.fixture(autouse=True)
+def pipeline_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting the data pipeline takes 2 s each time; the last test starts it as it is."""
+
+    def run(command: list[str], input: str, **_: Any) -> subprocess.CompletedProcess[str]:
+        assert command[1:3] == ["-m", "data_pipeline"]
+        out, err = StringIO(), StringIO()
+        with monkeypatch.context() as inside, redirect_stdout(out), redirect_stderr(err):
+            inside.setattr("sys.stdin", StringIO(input))
+            status = data_main(command[3:])
+        return subprocess.CompletedProcess(command, status, out.getvalue(), err.getvalue())
+
+    monkeypatch.setattr("llmtrain.trace.proof.subprocess", SimpleNamespace(run=run))
+
+
 def lines(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, Any]]:
-    """What the command prints as JSON."""
-    status = main(["trace", *words, "json=-"])
+    """What the command prints as JSON; Hydra, a tenth of a second each time, is left out."""
+    asked: dict[str, Any] = {"json": "-"}
+    for word in words:
+        (key, _, part), value = word.partition("=")[0].partition("."), word.partition("=")[2]
+        plain = value if key in ("run", "url", "doc", "raw") else yaml.safe_load(value)
+        asked[key] = {**asked.get(key, {}), part: plain} if part else plain
+    status = trace(build(TraceConfig, asked))
     out, err = capsys.readouterr()
     assert status == 0, out + err
     return [json.loads(line) for line in out.splitlines()]
@@ -206,6 +232,72 @@ def test_the_table_reads_like_the_lines(made: Path, capsys: pytest.CaptureFixtur
     assert "micro-batch" in page
 
 
+def keep_losses(
+    run: Path, step: int, found: list[dict[str, Any]], **changed: Any
+) -> list[DocumentLoss]:
+    """Keep losses of some documents of a step, the later the higher."""
+    losses = [
+        DocumentLoss(
+            row=line["row"], source=line["source"], loss=float(i) or None,
+            document=sum(other["row"] == line["row"] for other in found[:i]),
+            targets=line["inputs"][1] - line["inputs"][0]
+            - float(line["tokens"][1] == line["num_tokens"]),
+        )
+        for i, line in enumerate(found)
+    ]  # fmt: skip
+    losses = [loss for loss in losses if loss.targets]
+    write_document_losses(run, step, [DocumentLoss(**{**asdict(x), **changed}) for x in losses])
+    return losses
+
+
+def test_documents_are_sorted_by_their_loss(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    write_run(made, run)
+    asked = (f"run={run}", "rules=false")
+    in_order = {step: lines(capsys, *asked, f"step={step}") for step in (2, 4)}
+    kept = {step: keep_losses(run, step, found) for step, found in in_order.items()}
+    found = lines(capsys, *asked, "step=2", "losses=true")
+    assert [line["loss"] for line in found] == [
+        None, *sorted((loss.loss for loss in kept[2] if loss.loss), reverse=True)
+    ]  # fmt: skip
+    plain = [{k: v for k, v in line.items() if k not in ("loss", "targets")} for line in found]
+    assert all(one in in_order[2] for one in plain)
+    last = [line for line in found if line["rank"] == 1]
+    assert lines(capsys, *asked, "step=2", "losses=true", "rank=1") == last
+    short = lines(capsys, *asked, "losses=true")
+    assert [(line["step"], line["url"]) for line in short] == [
+        (step, found[0]["url"]) for step, found in in_order.items()
+    ]
+    assert trace(TraceConfig(run=str(run), rules=False, losses=True)) == 0
+    table = capsys.readouterr().out
+    assert "the worst document of each of 2 steps whose losses were kept" in table
+    assert all(found[0]["id"] in table for found in in_order.values())
+    assert trace(TraceConfig(run=str(run), step=4, rules=False, losses=True)) == 0
+    assert f"step 4 of 32, {len(kept[4])} documents by loss" in capsys.readouterr().out
+
+
+def test_losses_that_are_not_there_or_of_another_batch(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    write_run(made, run)
+    with pytest.raises(DataError, match=r"again with 'monitor\.document_loss_steps=\[2\]'"):
+        open_and_trace(run, step=2)
+    with pytest.raises(DataError, match="keeps the losses of no step it has done"):
+        open_and_trace(run)
+    keep_losses(run, 2, lines(capsys, f"run={run}", "rules=false", "step=2"), targets=65.0)
+    with pytest.raises(DataError, match="is of another batch than step 2 has today: row 0 has no"):
+        open_and_trace(run, step=2)
+    with pytest.raises(ConfigError, match="losses=true takes step=N or nothing, found url"):
+        open_and_trace(run, url="a")
+
+
+def open_and_trace(run: Path, **asked: Any) -> None:
+    trace(TraceConfig(run=str(run), losses=True, rules=False, **asked))
+
+
 def test_wrong_input_is_one_sentence(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = f"run={made / 'run'}"
     id_ = next(iter(read_records(made / "stores/one/validation/part-00000.docs.parquet"))).id
@@ -225,11 +317,14 @@ def test_wrong_input_is_one_sentence(made: Path, capsys: pytest.CaptureFixture[s
         (run, "url=https://no.where/"): "none of the",
         (run, f"doc={id_}"): "is held out: it is in data.validation.one",
         (run, "step=1", "verify=true", "raw=/none"): "raw=/none matches no file",
-        (run, "step=1", "json=/none/a"): "json=/none/a cannot be written",
+        (run, "step=1", "rules=false", "json=/none/a"): "json=/none/a cannot be written",
     }
     for words, expected in cases.items():
-        assert main(["trace", *words]) == 2
-        assert expected in capsys.readouterr().err
+        with pytest.raises(LLMTrainError) as found:
+            lines(capsys, *words)
+        assert expected in str(found.value)
+    assert main(["trace", run, "step=17"]) == 2
+    assert capsys.readouterr().err.startswith("error: step=17 is beyond the run")
 
 
 def test_changed_data_is_refused(made: Path, tmp_path: Path) -> None:
@@ -357,7 +452,7 @@ def test_inserted_characters_need_no_origin_and_others_are_compared() -> None:
 def test_it_starts_without_torch(made: Path) -> None:
     code = (
         "import sys; from llmtrain.cli import main; "
-        f"status = main(['trace', 'run={made / 'run'}', 'step=1', 'rules=false']); "
+        f"status = main(['trace', 'run={made / 'run'}', 'step=1', 'verify=true']); "
         "sys.exit(status or 7 * ('torch' in sys.modules or 'pandas' in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
