@@ -115,7 +115,7 @@ COMMANDS = {
         help="the documents in the batch of a step, or the steps that saw a document",
         schema=TraceConfig,
         entry="llmtrain.trace.command:main",
-        example="run=runs/demo step=12 text=true    (or url=ADDRESS, doc=ID; verify=true)",
+        example="run=runs/demo step=12 text=true    (or url=ADDRESS, doc=ID; verify, losses)",
         verbatim=("url", "doc"),
     ),
 }  # fmt: skip

@@ -51,6 +51,9 @@ class TraceConfig:
         """Refuse what names no batch and no document, or both."""
         problems = below(self, 1, "step", "dp_size") + below(self, 0, "rank")
         given = [name for name in ("step", "url", "doc") if getattr(self, name) is not None]
+        problems += [
+            f"{name} is empty; give its value" for name in given if getattr(self, name) == ""
+        ]
         if self.losses and given not in ([], ["step"]):
             problems.append(f"losses=true takes step=N or nothing, found {' and '.join(given)}")
         elif not self.losses and len(given) != 1:

@@ -60,7 +60,8 @@ def read_document_losses(run: Path, step: int) -> tuple[DocumentLoss, ...] | Non
         return tuple(DocumentLoss(**json.loads(line)) for line in lines)
     except (ValueError, TypeError) as error:
         raise DataError(
-            f"{path} holds no losses of documents ({error}); delete it, the run can go on without"
+            f"{path} is damaged, it holds no losses of documents; delete it, the run can go on "
+            "without"
         ) from error
 
 

@@ -88,23 +88,14 @@ def shares_of(
     A float counts as the decimal it prints as: 0.1 is 1/10. A weight of 0 turns a source off.
 
     Args:
-        weights: source name -> weight, 0 or more.
+        weights: source name -> weight, 0 or more and not all 0.
         label: what the weight of a source is called in messages.
 
     Raises:
-        ConfigError: a weight is negative, not finite or under 1/65,536 of the sum, or all are 0.
+        ConfigError: a weight is under 1/65,536 of the sum.
     """
-    problems = [
-        f"{label.format(name)}={weight} is no share; use a number of 0 or more"
-        for name, weight in weights.items()
-        if not 0 <= weight < float("inf")
-    ]
-    if problems:
-        raise ConfigError(problems)
     exact = [w if isinstance(w, Fraction) else Fraction(repr(w)) for w in weights.values()]
     total = sum(exact, Fraction(0))
-    if total == 0:
-        raise ConfigError("mixture.weights are all 0; give at least one source a positive weight")
     shares = tuple(weight / total for weight in exact)
     small = [
         f"{label.format(name)} is {float(share):.3g} of the sum, the smallest share is 1/"

@@ -16,6 +16,8 @@ from llmtrain.errors import DataError
 from llmtrain.trace.documents import DocumentKey
 from llmtrain.trace.run import TracedRun, has_records
 
+_MOST_FOUND = 100
+"""Documents told at once."""
 _MOST_NEAR = 3
 """Addresses named where none is found."""
 _MOST_COMPARED = 20_000
@@ -28,7 +30,7 @@ def find(run: TracedRun, *, url: str | None = None, doc: str | None = None) -> l
     An address is compared without its scheme, ``www.`` and a slash at its end; an id may be cut.
 
     Raises:
-        DataError: there is none; says what is near, or that it is held out.
+        DataError: there is none (says what is near, or that it is held out), or too many.
     """
     stores = {source: run.store(source) for source in range(len(run.plan.orders))}
     found = [
@@ -38,6 +40,11 @@ def find(run: TracedRun, *, url: str | None = None, doc: str | None = None) -> l
     ]
     if not found:
         raise DataError(_not_found(run, stores, url, doc))
+    if len(found) > _MOST_FOUND:
+        raise DataError(
+            f"{len(found):,} documents have {_what(url, doc)}; give more of it, so that at most "
+            f"{_MOST_FOUND} are left"
+        )
     return found
 
 
@@ -76,7 +83,7 @@ def _not_found(
     run: TracedRun, stores: Mapping[int, TokenStore], url: str | None, doc: str | None
 ) -> str:
     """Say that a document is in no store of the run, and what helps."""
-    what = f"the address {url}" if url is not None else f"an id that begins with {doc}"
+    what = _what(url, doc)
     for name, paths in run.config.data.validation.items():
         with suppress(DataError):  # moved since; it says nothing then
             held_out = open_source(paths, run.config.data.cache_dir)
@@ -93,6 +100,10 @@ def _not_found(
     if not any(run.has_records(source, 0) for source in stores):
         return f"{said}: its stores were written by another program and hold no records"
     return f"{said}; `llmtrain-data explain out=DIR` tells whether the pipeline dropped it"
+
+
+def _what(url: str | None, doc: str | None) -> str:
+    return f"the address {url}" if url is not None else f"an id that begins with {doc}"
 
 
 def _near(stores: Mapping[int, TokenStore], url: str) -> list[str]:

@@ -18,10 +18,12 @@ from typing import Any
 
 from llmtrain.config.trace import TraceConfig
 from llmtrain.data.manifest import MANIFEST
-from llmtrain.errors import DataError
+from llmtrain.errors import ConfigError, DataError
 from llmtrain.trace.documents import DocumentKey, KnownDocument, Seen
 from llmtrain.trace.run import TracedRun
 
+INPUTS = "inputs.json"
+"""What every folder of the data pipeline has."""
 Span = tuple[int, int]
 """Characters [start, end) of an extracted text."""
 
@@ -44,6 +46,7 @@ def ask(run: TracedRun, seen: Iterable[Seen], asked: TraceConfig) -> dict[Docume
     """Return what the pipeline says of every document that has a record, if it is to be asked.
 
     Raises:
+        ConfigError: the folder that is given is none of it.
         DataError: it does not run.
     """
     if not (asked.rules or asked.verify):
@@ -122,10 +125,15 @@ def _folder(run: TracedRun, key: DocumentKey, given: str | None) -> str:
     documents held out, OUT/validation.
     """
     if given is not None:
+        if not (Path(given) / INPUTS).is_file():
+            raise ConfigError(
+                f"data={given} is no folder of llmtrain-data: it has no {INPUTS}; give the out of "
+                "`llmtrain-data run`, or OUT/.pipeline of `llmtrain-data tokenize`"
+            )
         return given
     store = Path(run.store(key.source).folder_of(key.document).name).absolute()
     for folder in (*store.parents[2:3], store / ".pipeline", store.parent / ".pipeline"):
-        if (folder / "inputs.json").is_file():
+        if (folder / INPUTS).is_file():
             return str(folder)
     return ""
 

@@ -87,8 +87,12 @@ def open_run(asked: TraceConfig) -> TracedRun:
             f"{asked.run} is not a run folder: it has no config.yaml; give the folder that "
             "`llmtrain train` made, such as runs/NAME"
         )
-    tree = from_yaml(directory.config_yaml.read_text(encoding="utf-8"))
-    config = _moved(build(RunConfig, tree), asked)
+    try:
+        tree = from_yaml(directory.config_yaml.read_text(encoding="utf-8"))
+        trained = build(RunConfig, tree)
+    except ConfigError as error:
+        raise ConfigError([f"{directory.config_yaml}: {line}" for line in error.problems]) from None
+    config = _moved(trained, asked)
     stores = {name: _open(name, config) for name in sorted(config.data.sources)}
     journal = read_journal(directory.journal_json) if directory.journal_json.exists() else None
     plan = plan_of(config, stores, journal)

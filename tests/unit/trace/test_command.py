@@ -57,6 +57,16 @@ def texts(number: int, first: int = 0) -> list[dict[str, str]]:
     ]  # fmt: skip
 
 
+class InThisProcess(InlineExecutor):
+    """Runs the tasks of a command without starting workers."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Raw files, a tokenizer, a store of clean text, one of a pipeline, and a run over both."""
@@ -70,10 +80,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, part in rows.items():
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
         (root / f"{name}.jsonl").write_text(lines)
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr("data_pipeline.commands.LocalExecutor", InThisProcess)
     assert data_main([
         "tokenize", f"input={root / 'one.jsonl'}", f"tokenizer={tokenizer}",
         f"out={root / 'stores' / 'one'}", "validation_share=0.2",
     ]) == 0  # fmt: skip
+    monkeypatch.undo()
     settings = ["pipeline=custom", "pipeline.stages=[pii]", f"pipeline.tokenizer.path={tokenizer}"]
     given = [f"input.two={root / 'two.jsonl'}", f"out={root / 'corpus'}"]
     config = load_config(
@@ -312,6 +325,8 @@ def test_wrong_input_is_one_sentence(made: Path, capsys: pytest.CaptureFixture[s
         (run, "step=1", "sources.six=a"): "its sources are one, two",
         (run, "step=1", "sources.one=/none"): "/none does not exist",
         (run, "step=1", "tokenizer=/none"): "if the tokenizer was moved, give tokenizer=DIR",
+        (run, "doc="): "doc is empty; give its value",
+        (run, "step=1", "data=/none"): "data=/none is no folder of llmtrain-data",
         (run, "doc=xyz"): "has an id that begins with xyz",
         (run, "url=https://example.org/3?a=b,d"): "near are https://www.example.org/",
         (run, "url=https://no.where/"): "none of the",
