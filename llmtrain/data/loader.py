@@ -7,13 +7,18 @@ are; what the batch of a step is made of is the plan's to say.
         batches.at(0)
 """
 
+import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
+import numpy as np
+
 from llmtrain.data.assemble import assemble_windows
 from llmtrain.data.batch import StepBatch
-from llmtrain.data.plan import BatchPlan
+from llmtrain.data.plan import BatchPlan, StepWindows
 from llmtrain.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 class Batches:
@@ -49,6 +54,7 @@ class Batches:
         self._pin_memory = pin_memory
         self._reader = ThreadPoolExecutor(1, "batches") if prefetch else None
         self._ahead: dict[int, Future[StepBatch]] = {}
+        self._epochs_begun = [0] * len(plan.orders)
 
     def at(self, step: int) -> StepBatch:
         """Return the rows of 0-based step ``step`` on the CPU; steps in a row are read ahead."""
@@ -70,6 +76,7 @@ class Batches:
 
     def _read(self, step: int) -> StepBatch:
         chosen = self.plan.windows(step)
+        self._log_epochs(chosen)
         units = len(chosen.sources) // self._dp_size
         own = slice(self._dp_rank * units, (self._dp_rank + 1) * units)
         batch = assemble_windows(
@@ -83,6 +90,18 @@ class Batches:
             fim=self.plan.fim,
         )
         return batch.pinned() if self._pin_memory else batch
+
+    def _log_epochs(self, chosen: StepWindows) -> None:
+        """Say of each source once when it begins another epoch."""
+        for source in np.unique(chosen.sources[chosen.epochs > 0]).tolist():
+            epoch = int(chosen.epochs[chosen.sources == source].max())
+            if epoch > self._epochs_begun[source]:
+                self._epochs_begun[source] = epoch
+                logger.info(
+                    "source %s begins epoch %d of its %d windows, in a new order",
+                    self.plan.source_names[source], epoch + 1,
+                    self.plan.orders[source].num_windows,
+                )  # fmt: skip
 
     def __enter__(self) -> "Batches":
         return self

@@ -11,7 +11,6 @@ torch: `llmtrain trace` and `llmtrain-data mixture` read the same plan.
     plan.steps_of(source=0, window=7, before_step=1000)
 """
 
-import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,9 +34,6 @@ from llmtrain.data.packing import PackedOrder
 from llmtrain.data.permutation import derive_key
 from llmtrain.data.shares import share_schedule
 from llmtrain.data.store import TokenStore
-
-logger = logging.getLogger(__name__)
-
 
 SPAN_UNITS = 512
 """Units that are looked up together."""
@@ -116,7 +112,6 @@ class BatchPlan:
         self.seed = seed
         self.fim = fim
         self.journal = journal or Journal()
-        self._epochs_logged = [0] * len(orders)
         self._spans: OrderedDict[int, _Span] = OrderedDict()
         self._lock = Lock()  # the reader ahead and the loop ask at the same time
 
@@ -147,7 +142,6 @@ class BatchPlan:
         sources, windows, epochs = (part[low : low + num_units] for part in parts)
         if len(sources) < num_units:
             raise IndexError(f"units {first} to {first + num_units} are not decided yet")
-        self._log_epochs(sources, epochs)
         return StepWindows(sources, windows, epochs, self.steps.shape(step).sequence_length)
 
     def _span(self, number: int) -> _Span:
@@ -264,17 +258,6 @@ class BatchPlan:
         """First unit of the stream that a step takes, and their number."""
         shape = self.steps.shape(step)
         return shape.first_unit + self.journal.units_skipped(step), shape.num_units
-
-    def _log_epochs(self, sources: npt.NDArray[np.int32], epochs: Int64Array) -> None:
-        """Say of each source once when it begins another epoch."""
-        for source in np.unique(sources[epochs > 0]).tolist():
-            epoch = int(epochs[sources == source].max())
-            if epoch > self._epochs_logged[source]:
-                self._epochs_logged[source] = epoch
-                logger.info(
-                    "source %s begins epoch %d of its %d windows, in a new order",
-                    self.source_names[source], epoch + 1, self.orders[source].num_windows,
-                )  # fmt: skip
 
 
 ORDERS: Mapping[str, Callable[..., SourceOrder]] = {"concat": ConcatOrder, "best_fit": PackedOrder}

@@ -9,7 +9,6 @@ that were computed from them are not those of the run.
 """
 
 import json
-import logging
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -28,8 +27,6 @@ from llmtrain.tokenizer.tokenizer import Tokenizer, load
 from llmtrain.train import archive
 from llmtrain.train.facts import changed_facts, data_facts
 from llmtrain.train.rundir import RunDirectory, read_json
-
-logging.getLogger("llmtrain.data.plan").setLevel(logging.WARNING)  # no news of epochs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,7 +38,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
     path = document_losses_path(tmp_path, 7)
     path.parent.mkdir()
     path.write_text(text)
-    with pytest.raises(DataError, match=r"step-000000007\.jsonl holds no losses of documents"):
+    with pytest.raises(DataError, match=r"07\.jsonl is damaged, it holds no losses of"):
         read_document_losses(tmp_path, 7)
 
 

@@ -150,8 +150,11 @@ def test_later_epochs_have_new_orders_and_are_logged(
         {"code": stores["code"]}, None, seed=1, sequence_length=LENGTH, global_batch_size=1
     )
     num_windows = plan.orders[0].num_windows
+    batches = Batches(plan, micro_batch_size=1, prefetch=0)
     with caplog.at_level(logging.INFO, logger="llmtrain"):
-        rows = [plan.windows(step) for step in range(2 * num_windows)]
+        for step in range(2 * num_windows):
+            batches.at(step)
+    rows = [plan.windows(step) for step in range(2 * num_windows)]
     order = [int(row.windows[0]) for row in rows]
     assert sorted(order[:num_windows]) == sorted(order[num_windows:]) == list(range(num_windows))
     assert order[:num_windows] != order[num_windows:]
