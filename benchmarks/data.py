@@ -29,6 +29,7 @@ from data_inputs import Part, prepare
 from data_rows import PARTS, Bench, Row, own_side, rows
 from data_sides import WORKERS, Measured, StageError, in_turn
 from data_table import markdown
+from reporting import note, rounded
 
 from llmtrain.errors import ConfigError, DataError
 
@@ -261,20 +262,6 @@ def save(path: Path, report: dict[str, Any]) -> None:
     """Write the results."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rounded(report), indent=1) + "\n")
-
-
-def rounded(value: Any) -> Any:
-    """Round every number to four digits."""
-    if isinstance(value, dict):
-        return {key: rounded(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [rounded(each) for each in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
-def note(text: str) -> None:
-    """Say on standard error what is being done."""
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def _texts(files: list[Path]) -> Iterator[tuple[str, str]]:
 def without_duplicates(pages: list[Page]) -> list[Page]:
     """Return the pages that share no band with any other."""
     keys = np.concatenate([
-        MinHasher(preset).band_keys_batch([page.text for page in pages])
+        MinHasher(preset).band_keys([page.text for page in pages])
         for preset in ("fineweb", "olmo")
     ], axis=1)  # fmt: skip
     counts = Counter(key for row in keys.tolist() for key in set(row))

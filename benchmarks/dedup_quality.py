@@ -60,11 +60,11 @@ class Side:
 def own_side(texts: list[str], seeds: int) -> Side:
     """Sign the documents with this project's MinHash."""
     hasher = MinHasher("fineweb")
-    hasher.band_keys_batch(texts[:20])
+    hasher.band_keys(texts[:20])
     started = time.process_time()
-    keys = [hasher.band_keys_batch(texts)]
+    keys = [hasher.band_keys(texts)]
     seconds = time.process_time() - started
-    keys += [MinHasher("fineweb", seed).band_keys_batch(texts) for seed in range(1, seeds)]
+    keys += [MinHasher("fineweb", seed).band_keys(texts) for seed in range(1, seeds)]
     return Side(np.stack(keys), [np.unique(hasher.shingles(text)) for text in texts], seconds)
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from loader_corpus import dense, sparse
+from reporting import note, rounded
 
 from llmtrain.data.manifest import read_manifest
 from llmtrain.errors import ConfigError, DataError
@@ -306,20 +307,6 @@ def table(report: Mapping[str, Any]) -> str:
             f"\nBars: {BARS['start']:.0f} times at 10^9 tokens; {BARS['start_s']:.0f} s at any size"
         )
     return "\n".join(lines)
-
-
-def rounded(value: Any) -> Any:
-    """Round every number to four digits."""
-    if isinstance(value, dict):
-        return {key: rounded(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [rounded(each) for each in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
-def note(text: str) -> None:
-    """Say on standard error what is being done."""
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -189,15 +189,6 @@ def write_durably(path: Path, content: bytes | memoryview) -> None:
         os.fsync(file.fileno())
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def digest_of(content: bytes | memoryview) -> str:
     """blake3 of bytes as 32 hex digits."""
     return blake3.blake3(content).hexdigest(length=16)

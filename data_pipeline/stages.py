@@ -31,7 +31,8 @@ from data_pipeline.attempts import attempt, check_equal, code_versions, left_beh
 from data_pipeline.execute.local import Executor, Task
 from data_pipeline.execute.progress import Progress
 from data_pipeline.manifest import Counts, Manifest, TaskResult
-from data_pipeline.shards import sync_folder, write_durably
+from data_pipeline.shards import write_durably
+from llmtrain.data.manifest import sync
 from llmtrain.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -246,7 +247,7 @@ class Stage:
             files={n: d for result in results for n, d in result.files.items()},
         )  # fmt: skip
         for folder in {(self.target / name).parent for r in results for name in r.names}:
-            sync_folder(folder)
+            sync(folder)
         seconds = round(time.monotonic() - self.started, 3)
         times = json.dumps({"seconds": seconds, **(timing or {})})
         replace_file(self.folder / "timing.json", times + "\n")
@@ -309,4 +310,4 @@ def replace_file(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     write_durably(aside, text.encode())
     os.replace(aside, path)
-    sync_folder(path.parent)
+    sync(path.parent)

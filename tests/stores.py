@@ -11,6 +11,7 @@ from llmtrain.data.journal import Journal
 from llmtrain.data.lineage import DocumentRecord
 from llmtrain.data.mixture import Mixture
 from llmtrain.data.order import ConcatOrder
+from llmtrain.data.pack_blocks import PackBlocks, Packing, count_blocks, packing_of
 from llmtrain.data.plan import BatchPlan
 from llmtrain.data.shares import share_schedule
 from llmtrain.data.store import ShardWriter, TokenStore, write_manifest
@@ -47,6 +48,12 @@ def random_documents(num_documents: int, mean_length: int, seed: int = 0) -> lis
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 2 * mean_length, num_documents)
     return [rng.integers(2, VOCAB_SIZE, length).tolist() for length in lengths]
+
+
+def pack_store(store: TokenStore, window_tokens: int) -> Packing:
+    """Count the windows of every block of a store."""
+    num_blocks = PackBlocks(store, window_tokens).num_blocks
+    return packing_of(store, window_tokens, [count_blocks(store, window_tokens, 0, num_blocks)])
 
 
 def plan_over(

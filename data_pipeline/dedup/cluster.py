@@ -98,7 +98,7 @@ def emit_bands(
     ranks = []
     for row, table in tables_of(out, shard, ("id", "text", *_RANKED_BY.get(keep, ()))):
         texts = table.column("text").combine_chunks()
-        keys = hasher.band_keys_batch(texts)
+        keys = hasher.band_keys(texts)
         records = np.empty(keys.shape, SET_BAND if checked else BAND)
         records["key"] = keys
         records["document"] = np.arange(first + row, first + row + len(texts))[:, None]

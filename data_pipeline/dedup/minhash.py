@@ -12,7 +12,7 @@ machine. Two documents of Jaccard similarity s share a band with probability
 1 - (1 - s^rows)^bands (Broder 1997; Leskovec et al., Mining of Massive Datasets, section 3.4). A
 band key has 64 bits.
 
-    MinHasher("fineweb").band_keys_batch(["some text", "another"])  # uint64 [2, 14]
+    MinHasher("fineweb").band_keys(["some text", "another"])  # uint64 [2, 14]
 """
 
 from collections.abc import Mapping, Sequence
@@ -133,12 +133,11 @@ class MinHasher:
                 return out
             self._learn(text[ends[done] : ends[-1]])
 
-    def band_keys(self, text: str) -> UInt64Array:
-        """Return the keys of a text, uint64 [bands]; texts that share one are candidates."""
-        return cast(UInt64Array, self.band_keys_batch([text])[0])
+    def band_keys(self, texts: Sequence[str] | pa.LargeStringArray) -> UInt64Array:
+        """Return the keys of texts, uint64 [N, bands]; texts that share one are candidates.
 
-    def band_keys_batch(self, texts: Sequence[str] | pa.LargeStringArray) -> UInt64Array:
-        """Return the keys of texts, uint64 [N, bands]; the band is part of what a key means."""
+        The band is part of what a key means.
+        """
         out = np.empty((len(texts), self.preset.bands), dtype=np.uint64)
         fold_bands(self.signatures(texts), self.preset.rows, out)
         return out

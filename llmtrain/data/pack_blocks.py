@@ -5,8 +5,8 @@ two edges, and the edges are arithmetic on the size of the shard. So a block is 
 from the index alone. The windows of every block are counted once and kept in a file beside the
 store, ``pack-00004096.json`` for windows of 4,096 tokens, which names the store it was counted for.
 
-    packing = pack_store(TokenStore.open("stores/wiki"), 4096)
-    write_packing(store, packing)                              # what `llmtrain-data pack` does
+    counts = count_blocks(store, 4096, 0, PackBlocks(store, 4096).num_blocks)
+    write_packing(store, packing_of(store, 4096, [counts]))    # what `llmtrain-data pack` does
     read_packing(store, "wiki", 4096).num_windows
 """
 
@@ -152,12 +152,6 @@ def packing_of(store: TokenStore, window_tokens: int, parts: Sequence[BlockCount
         windows=tuple(count for part in parts for count in part.windows),
     )
     return replace(packing, hash=packing.computed_hash())
-
-
-def pack_store(store: TokenStore, window_tokens: int) -> Packing:
-    """Count the windows of every block of a store, in this process."""
-    num_blocks = PackBlocks(store, window_tokens).num_blocks
-    return packing_of(store, window_tokens, [count_blocks(store, window_tokens, 0, num_blocks)])
 
 
 def pack_name(store: TokenStore, window_tokens: int) -> str:

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import blake3
 
 from llmtrain.data.files import StoreFile, map_file
+from llmtrain.data.manifest import sync
 from llmtrain.errors import DataError
 
 BLOCK_BYTES = 1 << 22
@@ -145,7 +146,7 @@ class RemoteFolder:
                 return path  # stores of other programs have no records
             _make(self._cache)
             temporary.write_bytes(content)
-            _sync(temporary)
+            sync(temporary)
             temporary.rename(path)
         return path
 
@@ -275,11 +276,3 @@ def _make(folder: Path) -> None:
             f"the cache {folder} cannot be made ({error.strerror}); set data.cache_dir to a folder "
             "this process may write"
         ) from None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,8 +19,9 @@ from typing import Any
 
 from blake3 import blake3
 
+from llmtrain.data.manifest import sync
 from llmtrain.errors import CheckpointError
-from llmtrain.train.rundir import sync_folder, write_json
+from llmtrain.train.rundir import write_json
 
 FORMAT = 1
 """Version of the layout on disk; a reader refuses a newer one."""
@@ -97,7 +98,7 @@ def commit(aside: Path, fields: Mapping[str, Any], files: Mapping[str, Mapping[s
     if final.exists():
         set_aside(final)
     aside.rename(final)
-    sync_folder(final.parent)
+    sync(final.parent)
     return final
 
 

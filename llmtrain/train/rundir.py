@@ -17,6 +17,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from llmtrain.data.manifest import sync
 from llmtrain.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
@@ -163,7 +164,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -179,12 +180,3 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path} holds a JSON {type(value).__name__}, expected an object; delete it"
         )
     return value
-
-
-def sync_folder(path: Path) -> None:
-    """Make renames and new files of a folder last through a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

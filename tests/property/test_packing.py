@@ -15,10 +15,10 @@ from llmtrain.data import pack_blocks, packing
 from llmtrain.data.assemble import assemble_windows
 from llmtrain.data.batch import IGNORE_INDEX
 from llmtrain.data.best_fit import best_fit, pack_documents
-from llmtrain.data.pack_blocks import pack_store, write_packing
+from llmtrain.data.pack_blocks import write_packing
 from llmtrain.data.packing import PackedOrder
 from llmtrain.data.store import TokenStore
-from tests.stores import write_store
+from tests.stores import pack_store, write_store
 
 ROW = 12
 LENGTHS = st.lists(

@@ -9,10 +9,10 @@ from llmtrain.data.assemble import assemble_windows
 from llmtrain.data.batch import IGNORE_INDEX, StepBatch
 from llmtrain.data.fim import FillInMiddle
 from llmtrain.data.order import ConcatOrder, SourceOrder
-from llmtrain.data.pack_blocks import pack_store, write_packing
+from llmtrain.data.pack_blocks import write_packing
 from llmtrain.data.packing import PackedOrder
 from llmtrain.errors import ConfigError
-from tests.stores import EOS_ID, write_store
+from tests.stores import EOS_ID, pack_store, write_store
 
 WINDOW = 64
 PRE, MID, SUF = 31_001, 31_002, 31_003

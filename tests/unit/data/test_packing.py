@@ -8,11 +8,11 @@ import pytest
 
 from llmtrain.data import pack_blocks, packing
 from llmtrain.data.best_fit import pack_documents
-from llmtrain.data.pack_blocks import PackBlocks, pack_store, read_packing, write_packing
+from llmtrain.data.pack_blocks import PackBlocks, read_packing, write_packing
 from llmtrain.data.packing import PackedOrder
 from llmtrain.data.store import TokenStore, open_source
 from llmtrain.errors import DataError
-from tests.stores import random_documents, write_store
+from tests.stores import pack_store, random_documents, write_store
 
 WINDOW = 64
 

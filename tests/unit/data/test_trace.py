@@ -13,13 +13,13 @@ from llmtrain.data.journal import Journal, Skip
 from llmtrain.data.loader import Batches
 from llmtrain.data.mixture import Mixture
 from llmtrain.data.order import SourceOrder
-from llmtrain.data.pack_blocks import pack_store, write_packing
+from llmtrain.data.pack_blocks import write_packing
 from llmtrain.data.packing import PackedOrder
 from llmtrain.data.plan import BatchPlan
 from llmtrain.data.shares import share_schedule
 from llmtrain.data.store import TokenStore
 from llmtrain.data.trace import Stretch, numbered, rows_of, sightings, step_content
-from tests.stores import plan_over, random_documents, write_store
+from tests.stores import pack_store, plan_over, random_documents, write_store
 
 LENGTH, UNITS, STEPS = 32, 4, 40
 

@@ -127,7 +127,7 @@ def corpus(groups: int = 12, seed: int = 3) -> list[Document]:
 
 
 def plain_clusters(documents: list[Document]) -> list[list[Document]]:
-    keys = [set(MinHasher("fineweb").band_keys(d.text).tolist()) for d in documents]
+    keys = [set(MinHasher("fineweb").band_keys([d.text])[0].tolist()) for d in documents]
     edges = [(i, j) for i in range(len(keys)) for j in range(i) if keys[i] & keys[j]]
     label = plain_components(edges, len(documents))
     return [[d for d, x in zip(documents, label, strict=True) if x == root] for root in set(label)]
@@ -194,7 +194,7 @@ def test_the_check_joins_similar_pairs_only(rows: int, memory_gib: float, tmp_pa
     texts += [texts[4], texts[4]]
     documents = [document(i, text) for i, text in enumerate(texts)]
     hasher = MinHasher("fineweb")
-    keys = [set(hasher.band_keys(t).tolist()) for t in texts]
+    keys = [set(hasher.band_keys([t])[0].tolist()) for t in texts]
     sets = [np.unique(hasher.shingles(t)) for t in texts]
     edges = [
         (i, j) for i in range(14) for j in range(i)

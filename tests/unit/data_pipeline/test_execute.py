@@ -218,7 +218,7 @@ def own_memory() -> int:
     table = pa.table({"text": ["some words"] * 10})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    ordered = MinHasher("fineweb").band_keys_batch(["a few words for the kernels to run on"] * 10)
+    ordered = MinHasher("fineweb").band_keys(["a few words for the kernels to run on"] * 10)
     assert len(ordered) == pq.read_table(pa.BufferReader(sink.getvalue())).num_rows == 10
     return own_bytes(os.getpid())
 

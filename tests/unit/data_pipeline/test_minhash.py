@@ -87,7 +87,7 @@ def test_signatures_equal_the_reference(name: str, text: str) -> None:
 
 def test_signatures_are_the_same_on_every_machine() -> None:
     text = "The quick brown fox jumps over the lazy dog; 12 times, naïvely. 日本語も。"
-    keys = {name: int(MinHasher(name).band_keys(text)[0]) for name in MINHASH_PRESETS}
+    keys = {name: int(MinHasher(name).band_keys([text])[0][0]) for name in MINHASH_PRESETS}
     assert keys == {
         "fineweb": 1848508352353111236,
         "slimpajama": 16642724526135788725,
@@ -110,11 +110,11 @@ def test_shingles_are_those_of_the_signature_repeats_included() -> None:
 def test_batches_equal_single_texts_and_bands_differ() -> None:
     hasher = MinHasher("fineweb")
     texts = ["a b c d e f g", "x", "a b c d e f g " * 5000]
-    keys = hasher.band_keys_batch(texts)
+    keys = hasher.band_keys(texts)
     assert keys.shape == (3, 14)
     assert keys.dtype == np.uint64
     for row, signature, text in zip(keys, hasher.signatures(texts), texts, strict=True):
-        assert row.tolist() == hasher.band_keys(text).tolist()
+        assert row.tolist() == hasher.band_keys([text])[0].tolist()
         assert signature.tolist() == hasher.signature(text).tolist()
     assert len(set(keys.ravel().tolist())) == 42
 
@@ -130,11 +130,11 @@ def test_arrow_texts_have_the_keys_of_their_strings(preset: str) -> None:
         "\U0001f600 x",
     ]
     column = pa.array(texts, pa.large_string())
-    fresh = MinHasher(preset).band_keys_batch(column.slice(1))
-    assert fresh.tolist() == [MinHasher(preset).band_keys(text).tolist() for text in texts[1:]]
-    assert MinHasher(preset).band_keys_batch(column[:0]).shape == (0, fresh.shape[1])
+    fresh = MinHasher(preset).band_keys(column.slice(1))
+    assert fresh.tolist() == [MinHasher(preset).band_keys([text])[0].tolist() for text in texts[1:]]
+    assert MinHasher(preset).band_keys(column[:0]).shape == (0, fresh.shape[1])
     with pytest.raises(ValueError, match="empty document"):
-        MinHasher(preset).band_keys_batch(pa.array(["a", ""], pa.large_string()))
+        MinHasher(preset).band_keys(pa.array(["a", ""], pa.large_string()))
 
 
 def test_other_seeds_draw_other_permutations() -> None:
@@ -164,7 +164,7 @@ def test_what_does_not_count(one: str, other: str) -> None:
 
 def test_texts_shorter_than_a_shingle_are_compared_whole() -> None:
     hasher = MinHasher("redpajama_v2")
-    same = hasher.band_keys_batch(["Two words.", "two WORDS", "words two", "two", "two words two"])
+    same = hasher.band_keys(["Two words.", "two WORDS", "words two", "two", "two words two"])
     assert same[0].tolist() == same[1].tolist()
     for other in same[2:]:
         assert not set(same[0].tolist()) & set(other.tolist())
@@ -172,7 +172,7 @@ def test_texts_shorter_than_a_shingle_are_compared_whole() -> None:
 
 def test_only_equal_texts_without_words_meet_and_empty_ones_are_refused() -> None:
     hasher = MinHasher("fineweb")
-    keys = hasher.band_keys_batch(["!!!", "!!!", "???"])
+    keys = hasher.band_keys(["!!!", "!!!", "???"])
     assert keys[0].tolist() == keys[1].tolist()
     assert not set(keys[0].tolist()) & set(keys[2].tolist())
     with pytest.raises(ValueError, match="empty document"):
@@ -203,7 +203,7 @@ def test_recall_follows_the_theory(name: str) -> None:
         texts = [" ".join(words), " ".join(changed)]
         one, other = (shingle_set(text, preset) for text in texts)
         jaccard = len(one & other) / len(one | other)
-        a, b = hasher.band_keys_batch(texts)
+        a, b = hasher.band_keys(texts)
         expected.append(preset.probability(jaccard))
         found.append(bool((a == b).any()))
         sign = hasher.signatures(texts)
@@ -225,7 +225,7 @@ def shingle_set(text: str, preset: MinHashPreset) -> set[tuple[int, ...]]:
 def test_unrelated_texts_do_not_meet() -> None:
     rng = random.Random(2)
     texts = [" ".join(rng.choices(WORDS, k=80)) for _ in range(400)]
-    keys = MinHasher("fineweb").band_keys_batch(texts)
+    keys = MinHasher("fineweb").band_keys(texts)
     assert len(np.unique(keys)) == keys.size
 
 
