@@ -174,25 +174,27 @@ class LocalExecutor:
     def _run(self, waiting: deque[Task], on_result: Callable[[Task, Any], None]) -> None:
         failures = Failures(self.attempts)
         unfinished = len(waiting)
+        self._dispatch(waiting)
         while unfinished:
-            self._dispatch(waiting)
             done: list[tuple[Task, Any]] = []
-            for worker in self._ready():
-                task = worker.task
-                kind, value = self._receive(worker)
-                if task is None or kind == "taken":
-                    continue
-                if kind == "done":
-                    done.append((task, value))
-                elif kind == "refused":
-                    raise value
-                else:
-                    failures.note(task.key, kind, value)
-                    waiting.appendleft(task)
-            self._dispatch(waiting)  # nobody waits while the driver is busy with results
-            for task, value in done:
-                unfinished -= 1
-                on_result(task, value)
+            try:
+                for worker in self._ready():
+                    task = worker.task
+                    kind, value = self._receive(worker)
+                    if task is None or kind == "taken":
+                        continue
+                    if kind == "done":
+                        done.append((task, value))
+                    elif kind == "refused":
+                        raise value
+                    else:
+                        failures.note(task.key, kind, value)
+                        waiting.appendleft(task)
+                self._dispatch(waiting)  # nobody waits while the driver is busy with results
+            finally:  # what is done counts, whatever else came with it
+                for task, value in done:
+                    unfinished -= 1
+                    on_result(task, value)
 
     def _dispatch(self, waiting: deque[Task]) -> None:
         """Give every idle worker a task, starting workers while there is work for more."""

@@ -206,6 +206,27 @@ def test_a_worker_goes_on_while_its_last_result_is_handled(tmp_path: Path) -> No
     assert begun == {"a": True, "b": True}
 
 
+def test_a_result_that_comes_with_a_refusal_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Task] = []
+    wrong = Task("wrong", refuse, {"folder": str(tmp_path)})
+    with LocalExecutor(num_workers=2) as executor:
+        ready = executor._ready
+
+        def both_ready() -> list[Any]:
+            """Both workers have answered by then; the refusal comes last."""
+            time.sleep(0.3)
+            return sorted(ready(), key=lambda worker: worker.task.key if worker.task else "")
+
+        collect(executor, [Task(str(i), square, {"x": i}) for i in range(4)])
+        tasks = [Task("fine", leave_file, {"folder": str(tmp_path), "name": "fine"}), wrong]
+        monkeypatch.setattr(executor, "_ready", both_ready)
+        with pytest.raises(DataError):
+            executor.run(tasks, lambda task, _: kept.append(task))
+    assert [task.key for task in kept] == ["fine"]
+
+
 def test_workers_leave_with_the_executor() -> None:
     with LocalExecutor(num_workers=1) as executor:
         collect(executor, [Task("a", square, {"x": 2})])
