@@ -30,8 +30,9 @@ import torch.distributed as dist  # noqa: TID251
 import torch.nn.functional as F
 from torch.distributed.fsdp import fully_shard  # noqa: TID251
 
+from llmtrain.config.engine import DeepSpeedConfig, EngineConfig
 from llmtrain.config.load import load
-from llmtrain.config.parallel import DeepSpeedConfig, EngineConfig, ParallelConfig
+from llmtrain.config.parallel import ParallelConfig
 from llmtrain.config.run import RunConfig
 from llmtrain.data.batch import StepBatch
 from llmtrain.data.synthetic import BatchShape, rank_rows, synthetic_batch

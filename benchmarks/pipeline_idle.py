@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from llmtrain.config.parallel import SEVERAL_STAGES, EngineConfig, ParallelConfig
+from llmtrain.config.engine import EngineConfig
+from llmtrain.config.parallel import SEVERAL_STAGES, ParallelConfig
 from llmtrain.data.batch import StepBatch
 from llmtrain.data.synthetic import BatchShape, rank_rows, synthetic_batch
 from llmtrain.parallel.mesh import World

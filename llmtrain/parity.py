@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from llmtrain.config.commands import ParityConfig
-from llmtrain.config.parallel import DeepSpeedConfig, ParallelConfig, implied_world_size
+from llmtrain.config.engine import DeepSpeedConfig
+from llmtrain.config.parallel import ParallelConfig, implied_world_size
 from llmtrain.config.run import check
 from llmtrain.config.strict import show
 from llmtrain.data.synthetic import BatchShape, rank_rows, synthetic_batch

@@ -7,8 +7,8 @@ of DeepSpeed's where another engine runs the step.
 from collections.abc import Mapping
 
 from llmtrain.config.deepspeed import pipeline_is_right
+from llmtrain.config.engine import DeepSpeedConfig
 from llmtrain.config.limits import Facts, Limit
-from llmtrain.config.parallel import DeepSpeedConfig
 
 _UNSET = DeepSpeedConfig()
 

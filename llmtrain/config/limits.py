@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmtrain.config.deepspeed import deepspeed_version
+from llmtrain.config.engine import DeepSpeedConfig, EngineConfig
 from llmtrain.config.parallel import (
     SEVERAL_STAGES,
     SPLIT_BACKWARD,
     V_SCHEDULES,
-    DeepSpeedConfig,
-    EngineConfig,
     ParallelConfig,
     resolve_dp_shard,
 )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 
 from llmtrain.config.data import DataConfig, TokenizerConfig
+from llmtrain.config.engine import EngineConfig
 from llmtrain.config.fields import FATAL
 from llmtrain.config.mixture import (
     AdaptiveMixture,
@@ -18,7 +19,7 @@ from llmtrain.config.mixture import (
     name_problem,
 )
 from llmtrain.config.model import ModelConfig
-from llmtrain.config.parallel import EngineConfig, ParallelConfig, implied_world_size
+from llmtrain.config.parallel import ParallelConfig, implied_world_size
 from llmtrain.config.support import SUPPORT
 from llmtrain.config.training import (
     CheckpointConfig,

@@ -10,8 +10,9 @@ Invariant: what runs a step is decided here and nowhere else.
 
 from collections.abc import Callable
 
+from llmtrain.config.engine import EngineConfig
 from llmtrain.config.model import ModelConfig
-from llmtrain.config.parallel import EngineConfig, ParallelConfig
+from llmtrain.config.parallel import ParallelConfig
 from llmtrain.engine.protocol import Engine, EngineParts, LossFunction, OptimizerFactory
 from llmtrain.errors import ConfigError
 from llmtrain.parallel.mesh import World

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from llmtrain.config.engine import EngineConfig
 from llmtrain.config.model import ModelConfig
-from llmtrain.config.parallel import SPLIT_BACKWARD, EngineConfig, ParallelConfig
+from llmtrain.config.parallel import SPLIT_BACKWARD, ParallelConfig
 from llmtrain.errors import LayoutError
 from llmtrain.model.init import initialize_
 from llmtrain.model.parameters import ParameterInfo, parameter_table

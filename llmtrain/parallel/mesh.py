@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.distributed import HashStore, PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh
 
-from llmtrain.config.parallel import EngineConfig, ParallelConfig, resolve_dp_shard
+from llmtrain.config.engine import EngineConfig
+from llmtrain.config.parallel import ParallelConfig, resolve_dp_shard
 from llmtrain.errors import ConfigError
 from llmtrain.parallel.place import PeerLostError, Place
 

@@ -12,8 +12,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from llmtrain.config.engine import EngineConfig
 from llmtrain.config.model import ModelConfig
-from llmtrain.config.parallel import EngineConfig, ParallelConfig
+from llmtrain.config.parallel import ParallelConfig
 from llmtrain.planner.stages import split_layers, stages_of_rank
 from llmtrain.planner.zero import COUNTER_BYTES, StateBytes, zero_state_bytes
 

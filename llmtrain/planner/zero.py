@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llmtrain.config.parallel import EngineConfig
+from llmtrain.config.engine import EngineConfig
 
 _FP32 = 4
 COUNTER_BYTES = 4

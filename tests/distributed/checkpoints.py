@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llmtrain.config.parallel import EngineConfig, ParallelConfig
+from llmtrain.config.engine import EngineConfig
+from llmtrain.config.parallel import ParallelConfig
 from llmtrain.config.ramp import StepSchedule
 from llmtrain.config.training import CheckpointConfig
 from llmtrain.errors import CheckpointError

@@ -9,14 +9,10 @@ one reference: the native engine alone in one process.
 from dataclasses import dataclass, replace
 from typing import Any
 
+from llmtrain.config.engine import DeepSpeedConfig, EngineConfig
 from llmtrain.config.limits import Facts
 from llmtrain.config.model import Llama3RopeScaling, ModelConfig
-from llmtrain.config.parallel import (
-    DeepSpeedConfig,
-    EngineConfig,
-    ParallelConfig,
-    implied_world_size,
-)
+from llmtrain.config.parallel import ParallelConfig, implied_world_size
 from llmtrain.config.run import RunConfig
 from llmtrain.config.training import OptimizerConfig, TrainingConfig
 from llmtrain.data.synthetic import BatchShape

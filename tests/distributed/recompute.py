@@ -5,8 +5,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from llmtrain.config.engine import DeepSpeedConfig, EngineConfig
 from llmtrain.config.model import ModelConfig
-from llmtrain.config.parallel import DeepSpeedConfig, EngineConfig, ParallelConfig
+from llmtrain.config.parallel import ParallelConfig
 from llmtrain.config.training import OptimizerConfig
 from llmtrain.data.synthetic import BatchShape, rank_rows, synthetic_batch
 from llmtrain.engine.choose import make_engine

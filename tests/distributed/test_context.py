@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from llmtrain.config.engine import EngineConfig
 from llmtrain.config.model import ModelConfig
-from llmtrain.config.parallel import EngineConfig, ParallelConfig
+from llmtrain.config.parallel import ParallelConfig
 from llmtrain.data.batch import StepBatch
 from llmtrain.data.synthetic import BatchShape, synthetic_batch
 from llmtrain.errors import LayoutError

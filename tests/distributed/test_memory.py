@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from llmtrain.config.parallel import DeepSpeedConfig, EngineConfig, ParallelConfig
+from llmtrain.config.engine import DeepSpeedConfig, EngineConfig
+from llmtrain.config.parallel import ParallelConfig
 from llmtrain.planner.memory import seats_of, state_bytes
 from tests.distributed.memory import MODEL, weigh
 from tests.world import RankPool

@@ -7,7 +7,8 @@ import torch
 
 from llmtrain import parity
 from llmtrain.config.commands import ParityConfig
-from llmtrain.config.parallel import DeepSpeedConfig, EngineConfig, ParallelConfig
+from llmtrain.config.engine import DeepSpeedConfig, EngineConfig
+from llmtrain.config.parallel import ParallelConfig
 from llmtrain.config.training import TrainingConfig
 from llmtrain.errors import LayoutError
 from tests.distributed.layouts import MODEL

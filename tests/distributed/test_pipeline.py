@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.pipeline_idle import measure, operations, parts_of
+from llmtrain.config.engine import EngineConfig
 from llmtrain.config.model import ModelConfig
-from llmtrain.config.parallel import SEVERAL_STAGES, EngineConfig, ParallelConfig
+from llmtrain.config.parallel import SEVERAL_STAGES, ParallelConfig
 from llmtrain.data.synthetic import BatchShape, rank_rows, synthetic_batch
 from llmtrain.errors import LayoutError
 from llmtrain.parallel.apply import build_local_model

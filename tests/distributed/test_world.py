@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from llmtrain.config.parallel import EngineConfig, ParallelConfig
+from llmtrain.config.engine import EngineConfig
+from llmtrain.config.parallel import ParallelConfig
 from llmtrain.errors import LayoutError
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import PeerLostError, Place, publish_config

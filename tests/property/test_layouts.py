@@ -8,7 +8,8 @@ from itertools import product
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from llmtrain.config.parallel import DeepSpeedConfig, ParallelConfig, Schedule
+from llmtrain.config.engine import DeepSpeedConfig
+from llmtrain.config.parallel import ParallelConfig, Schedule
 from llmtrain.config.run import broken_rules
 from tests.distributed.figures import Suite
 from tests.distributed.layouts import ENGINE, Layout

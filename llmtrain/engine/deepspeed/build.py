@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llmtrain.config.engine import EngineConfig
 from llmtrain.config.model import ModelConfig
-from llmtrain.config.parallel import EngineConfig
 from llmtrain.engine.deepspeed.partitions import Holder, Rows, Whole, hold
 from llmtrain.engine.deepspeed.runtime import attach, redirected_output, vouch_for
 from llmtrain.engine.deepspeed.settings import deepspeed_json

@@ -10,7 +10,7 @@ ZeRO stage and offload follow from llmtrain's fields; what those do not model co
 from collections.abc import Mapping
 from typing import Any
 
-from llmtrain.config.parallel import EngineConfig
+from llmtrain.config.engine import EngineConfig
 
 QUIET_STEPS = 2**62
 """Steps between DeepSpeed's own progress lines, which llmtrain's log replaces."""

@@ -12,7 +12,7 @@ from llmtrain.config.deepspeed import (
     passthrough_problems,
     pipeline_is_right,
 )
-from llmtrain.config.parallel import EngineConfig
+from llmtrain.config.engine import EngineConfig
 from llmtrain.config.run import RunConfig
 from llmtrain.config.strict import build, schema_paths
 from llmtrain.errors import ConfigError

@@ -1,6 +1,6 @@
 """What DeepSpeed is told, and that its own keys are laid over it."""
 
-from llmtrain.config.parallel import DeepSpeedConfig, EngineConfig
+from llmtrain.config.engine import DeepSpeedConfig, EngineConfig
 from llmtrain.engine.deepspeed.settings import deepspeed_json
 
 

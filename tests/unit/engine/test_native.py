@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmtrain.config.parallel import EngineConfig
+from llmtrain.config.engine import EngineConfig
 from llmtrain.config.training import OptimizerConfig
 from llmtrain.data.batch import StepBatch
 from llmtrain.data.synthetic import synthetic_batch

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from llmtrain.config.parallel import EngineConfig, ParallelConfig
+from llmtrain.config.engine import EngineConfig
+from llmtrain.config.parallel import ParallelConfig
 from llmtrain.errors import ConfigError
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import Place

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from llmtrain.config.engine import DeepSpeedConfig, EngineConfig
 from llmtrain.config.model import ModelConfig
-from llmtrain.config.parallel import DeepSpeedConfig, EngineConfig, ParallelConfig
+from llmtrain.config.parallel import ParallelConfig
 from llmtrain.model.parameters import num_parameters, parameter_table
 from llmtrain.planner.memory import parameter_shapes, seats_of, state_bytes
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmtrain.config.parallel import EngineConfig, ParallelConfig
+from llmtrain.config.engine import EngineConfig
+from llmtrain.config.parallel import ParallelConfig
 from llmtrain.config.ramp import StepSchedule
 from llmtrain.config.training import MonitorConfig
 from llmtrain.data.batch import StepBatch
