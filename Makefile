@@ -14,6 +14,8 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-compile
 
 export HF_HUB_OFFLINE := 1
+# Byte code is kept even where an image says otherwise: not one start compiles torch again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup dev demo test check format lock clean
 .DEFAULT_GOAL := help

@@ -6,6 +6,10 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 python="${PYTHON:-.venv/bin/python}"
 ranks=(tests/distributed tests/property/test_layouts.py tests/end_to_end/test_engines.py)
+# Two processes on two cores: more threads would only wait for each other. Some images forbid Python to keep byte code:
+# then every process that a test starts would compile torch again, ten seconds of it.
+export OMP_NUM_THREADS=1
+unset PYTHONDONTWRITEBYTECODE
 log=$(mktemp)
 trap 'kill "$others" 2> /dev/null; rm -f "$log"' EXIT
 

@@ -19,18 +19,25 @@ from llmtrain.data.plan import BatchPlan, plan_of
 from llmtrain.data.store import open_sources
 from llmtrain.engine.choose import make_engine
 from llmtrain.engine.protocol import Engine
-from llmtrain.errors import LLMTrainError
+from llmtrain.errors import LLMTrainError, OutOfMemoryError
+from llmtrain.ops.attention.check import check_attention
+from llmtrain.ops.attention.choose import choose_attention, needs_of
+from llmtrain.ops.kernels import select_kernels
+from llmtrain.parallel.host_memory import keep_freed_memory
 from llmtrain.parallel.mesh import World
 from llmtrain.train import loop
 from llmtrain.train.checkpoint import Checkpoints
 from llmtrain.train.document_losses import DocumentLosses
 from llmtrain.train.evaluation import Evaluation
 from llmtrain.train.facts import data_facts
+from llmtrain.train.feed import Copies, Feed
 from llmtrain.train.guard import Guard, stop_signals
 from llmtrain.train.loss import Observer, pretraining_loss
-from llmtrain.train.metrics import Meter, Metrics, TimedBatches
+from llmtrain.train.memory import explained, record_history
+from llmtrain.train.metrics import Meter, Metrics
 from llmtrain.train.mixing import Mixing
 from llmtrain.train.optimizer import optimizer_factory
+from llmtrain.train.profiler import Profiler
 from llmtrain.train.progress import Progress
 from llmtrain.train.run_journal import RunJournal
 from llmtrain.train.rundir import ExitReason, RunDirectory
@@ -54,12 +61,14 @@ def train(config: RunConfig) -> int:
     if world.rank == 0:
         run.clear_status()
     try:
-        with world:
+        with world, explained(config, world, run.path, progress):
+            record_history(config.monitor.memory_history, world.device)
             reason = _train(config, run, world, progress)
             if reason is ExitReason.PEER_LOST:
                 raise SystemExit(reason.code)  # the mesh is left without a collective
-    except LLMTrainError:
-        reason = ExitReason.REFUSED
+    except LLMTrainError as error:
+        no_room = isinstance(error, OutOfMemoryError)
+        reason = ExitReason.OUT_OF_MEMORY if no_room else ExitReason.REFUSED
         raise
     finally:
         if world.rank == 0:
@@ -77,7 +86,7 @@ def _train(config: RunConfig, run: RunDirectory, world: World, progress: Progres
         held_out = held_out_of(config, world.dp_rank, world.dp_size)
         num_sources = max(len(p.source_names) for p in (plan, held_out) if p is not None)
         documents = DocumentLosses(run.path, world, plan.source_names, config.monitor)
-        engine = _engine(config, world, num_sources, documents.observe)
+        engine = engine_of(config, world, num_sources, documents.observe)
         stack.callback(engine.close)
         mixing = Mixing(plan)
         journal = RunJournal(
@@ -91,8 +100,9 @@ def _train(config: RunConfig, run: RunDirectory, world: World, progress: Progres
         checkpoints.restore(progress)
         if world.rank == 0:
             write_yaml(config, run.config_yaml)
-        ahead = stack.enter_context(_batches(config, plan, world))
-        batches = TimedBatches(documents.asking(ahead), world.device)
+        copies = Copies(world.device)
+        ahead = stack.enter_context(_batches(config, plan, world, copies))
+        batches = Feed(documents.asking(ahead), copies)
         schedule = learning_rate(config.optimizer, config.schedule, config.training.num_tokens)
         hooks: list[loop.Hook] = [
             mixing, stack.enter_context(loop.GarbageCollection()), documents,
@@ -114,31 +124,47 @@ def _train(config: RunConfig, run: RunDirectory, world: World, progress: Progres
                 report=None if metrics is None else metrics.add,
             )  # fmt: skip
             hooks.insert(0, evaluation)
+        if config.monitor.profile_steps is not None:
+            hooks.append(stack.enter_context(Profiler(
+                run.path / "traces", world.rank, config.monitor.profile_steps, progress
+            )))  # fmt: skip
         guard = Guard(
             agree=world.agree, stop_asked=stop_asked, device=world.device,
             check_every_steps=config.monitor.log_every_steps,
         )  # fmt: skip
+        keep_freed_memory(world.device)
         return loop.train(
             engine, batches, progress=progress, schedule=schedule,
             guard=guard, checkpoints=checkpoints, hooks=hooks,
         )  # fmt: skip
 
 
-def _batches(config: RunConfig, plan: BatchPlan, world: World) -> Batches:
+def _batches(config: RunConfig, plan: BatchPlan, world: World, copies: Copies) -> Batches:
     return Batches(
         plan, dp_rank=world.dp_rank, dp_size=world.dp_size,
         micro_batch_size=config.training.micro_batch_size,
-        prefetch=config.data.prefetch_batches, pin_memory=world.device.type == "cuda",
+        prefetch=config.data.prefetch_batches, finish=copies.start,
     )  # fmt: skip
 
 
-def _engine(config: RunConfig, world: World, num_sources: int, observe: Observer) -> Engine:
+def engine_of(
+    config: RunConfig, world: World, num_sources: int, observe: Observer | None = None
+) -> Engine:
+    """Make this rank's engine of a run; ``observe`` is shown the loss of every token."""
     training = config.training
+    needs = needs_of(config.model, config.engine)
+    check_attention(
+        choose_attention(config.engine.attention, world.device, needs), world.device, needs,
+        config.model.sliding_window, config.model.attn_logit_softcapping,
+    )  # fmt: skip
+    kernels = select_kernels(config.engine.kernels, world.device)
     return make_engine(
         config.model, config.parallel, config.engine, world, seed=training.seed,
         loss=pretraining_loss(
-            num_sources, config.engine.loss_chunk_tokens, training.z_loss_weight, observe
+            num_sources, config.engine.loss_chunk_tokens, training.z_loss_weight, observe,
+            kernels.cross_entropy_step,
         ),
-        optimizer_factory=optimizer_factory(config.optimizer),
+        optimizer_factory=optimizer_factory(config.optimizer, config.training.seed),
         grad_clip_norm=config.optimizer.grad_clip_norm,
+        update_in_backward=config.optimizer.in_backward,
     )  # fmt: skip

@@ -20,8 +20,12 @@ from typing import Any
 
 from llmtrain import logs
 from llmtrain.config.arguments import MULTIRUN, OPTIONS, Arguments, parse, verbatim
+from llmtrain.config.bench import BenchConfig
 from llmtrain.config.commands import ParityConfig, ReportConfig
+from llmtrain.config.doctor import DoctorConfig
 from llmtrain.config.generate import EvalConfig, GenerateConfig
+from llmtrain.config.launch import VERBATIM as LAUNCH_VERBATIM
+from llmtrain.config.launch import LaunchConfig, split
 from llmtrain.config.load import (
     config_hash,
     config_root,
@@ -93,6 +97,13 @@ COMMANDS = {
         example="model=llama_demo parallel.pp=2 parallel.schedule=1f1b",
         ranks=True,
     ),
+    "bench": Command(
+        help="tokens/s, MFU, memory and time by part of training, or of single kernels",
+        schema=BenchConfig,
+        entry="llmtrain.bench.command:main",
+        example="model=llama_demo engine.compile=true profile=true",
+        ranks=True,
+    ),
     "generate": Command(
         help="sample text from a run",
         schema=GenerateConfig,
@@ -117,6 +128,19 @@ COMMANDS = {
         entry="llmtrain.trace.command:main",
         example="run=runs/demo step=12 text=true    (or url=ADDRESS, doc=ID; verify, losses)",
         verbatim=("url", "doc"),
+    ),
+    "launch": Command(
+        help="start a training run here, under Slurm, on Kubernetes, with one changed word",
+        schema=LaunchConfig,
+        entry="llmtrain.launch.command:main",
+        example="target=slurm cluster=infiniband dry_run=true experiment=demo",
+        verbatim=LAUNCH_VERBATIM,
+    ),
+    "doctor": Command(
+        help="what this machine has, and what is in the way of a run on it",
+        schema=DoctorConfig,
+        entry="llmtrain.doctor.command:main",
+        example="runs_dir=/shared/runs    (or quick=true, json=true)",
     ),
 }  # fmt: skip
 """Commands by name; each has its root in ``conf/NAME.yaml``."""
@@ -165,6 +189,11 @@ def _dispatch(words: list[str], launch: Launch) -> int:
         if launch.rank == 0:
             sys.stdout.write(to_yaml(_compose(command, arguments)))
         return 0
+    if arguments.multirun and arguments.command == "launch":
+        raise ConfigError(
+            "llmtrain launch starts one run; for several, target=slurm "
+            '\'launch.array=["optimizer.lr=1e-3","optimizer.lr=3e-3"]\''
+        )
     if arguments.multirun:
         return _multirun(command, arguments)
     with ExitStack() as held:
@@ -211,7 +240,12 @@ def help_text(name: str | None) -> str:
 def _compose(command: Command, arguments: Arguments) -> Any:
     """The configuration as the command line has it, built but not checked against the world."""
     root = str(arguments.command)
-    return load(root, arguments.overrides, command.schema, arguments.config_dirs)
+    if command.schema is not LaunchConfig:
+        return load(root, arguments.overrides, command.schema, arguments.config_dirs)
+    own, training = split(arguments.overrides)
+    config = load(root, own, LaunchConfig, arguments.config_dirs)
+    folders = tuple(str(folder.resolve()) for folder in arguments.config_dirs)
+    return replace(config, overrides=tuple(training), config_dirs=folders)
 
 
 def _agreed(
@@ -236,7 +270,7 @@ def _prepared(command: Command, arguments: Arguments, world_size: int, held: Exi
 def _prepare(command: Command, config: Any, world_size: int, held: ExitStack) -> Any:
     if command.prepare is not None:
         return _call(command.prepare, config, world_size, held)
-    if isinstance(config, ParityConfig):
+    if isinstance(config, ParityConfig | BenchConfig):
         check(config, None if world_size == 1 else world_size)
     return config
 

@@ -1,12 +1,17 @@
 """The exceptions a user can meet; a message says what was found, expected, and what to change.
 
-The command line prints the message alone and exits with status 2: these are never tracebacks.
+The command line prints the message alone and exits with their status: these are never tracebacks.
 Anything else that escapes is a fault of ours (status 1).
 """
+
+from typing import ClassVar
 
 
 class LLMTrainError(Exception):
     """An input or a configuration is wrong; the message is one the user can act on."""
+
+    status: ClassVar[int] = 2
+    """Exit status of a command that ends with it."""
 
 
 class ConfigError(LLMTrainError):
@@ -28,3 +33,9 @@ class CheckpointError(LLMTrainError):
 
 class LayoutError(LLMTrainError):
     """The requested layout does not fit the model, the batch or the number of processes."""
+
+
+class OutOfMemoryError(LLMTrainError):
+    """A device has no room for what the run asks for; the message says what would lower it."""
+
+    status = 1

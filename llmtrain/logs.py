@@ -93,7 +93,7 @@ def report(error: BaseException, rank: int = 0) -> int:
     """Say what went wrong, on stderr and in the rank's log file; returns the exit status."""
     if isinstance(error, LLMTrainError):
         _say(_message(error), rank)
-        return 2
+        return error.status
     if isinstance(error, KeyboardInterrupt):
         _say("interrupted", rank)
         return INTERRUPTED

@@ -34,6 +34,7 @@ from llmtrain.data.synthetic import BatchShape, rank_rows, synthetic_batch
 from llmtrain.engine.choose import make_engine
 from llmtrain.engine.step import no_limits
 from llmtrain.errors import LayoutError
+from llmtrain.ops.kernels import select_kernels
 from llmtrain.parallel.launch import run_ranks
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import Place
@@ -142,10 +143,12 @@ def run_steps(config: ParityConfig, place: Place) -> list[StepNumbers]:
         engine = make_engine(
             config.model, config.parallel, config.engine, world, seed=training.seed,
             loss=pretraining_loss(
-                shape.num_sources, config.engine.loss_chunk_tokens, training.z_loss_weight
+                shape.num_sources, config.engine.loss_chunk_tokens, training.z_loss_weight,
+                step=select_kernels(config.engine.kernels, world.device).cross_entropy_step,
             ),
-            optimizer_factory=optimizer_factory(config.optimizer),
+            optimizer_factory=optimizer_factory(config.optimizer, config.training.seed),
             grad_clip_norm=config.optimizer.grad_clip_norm,
+            update_in_backward=config.optimizer.in_backward,
         )  # fmt: skip
         for step in range(config.steps):
             whole = synthetic_batch(shape, training.seed, step)

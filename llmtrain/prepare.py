@@ -44,9 +44,7 @@ def prepare(config: RunConfig, world_size: int, held: ExitStack) -> RunConfig | 
     """
     config = resolve(config)
     run = RunDirectory(Path(config.runs_dir) / str(config.name))
-    problems = broken_rules(config, world_size)
-    problems += [*_data_problems(config), *_resume_problems(config, run), *_wandb_problems(config)]
-    if problems:
+    if problems := problems_here(config, world_size):
         raise ConfigError(problems)
     if _is_done(config, run):
         logger.info(
@@ -65,6 +63,16 @@ def prepare(config: RunConfig, world_size: int, held: ExitStack) -> RunConfig | 
     run.record(name=config.name, created=time.time())
     logger.info("run %s of world size %d, config %s", run.path, world_size, config_hash(config))
     return config
+
+
+def problems_here(config: RunConfig, world_size: int) -> list[str]:
+    """Everything that keeps a run, resolved, from starting on this machine; nothing is written."""
+    run = RunDirectory(Path(config.runs_dir) / str(config.name))
+    problems = broken_rules(config, world_size)
+    return [
+        *problems, *_data_problems(config), *_resume_problems(config, run),
+        *_wandb_problems(config),
+    ]  # fmt: skip
 
 
 def resolve(config: RunConfig) -> RunConfig:

@@ -12,8 +12,11 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
+from llmtrain.config.bench import BenchConfig
 from llmtrain.config.commands import ParityConfig, ReportConfig
+from llmtrain.config.doctor import DoctorConfig
 from llmtrain.config.generate import EvalConfig, GenerateConfig
+from llmtrain.config.launch import LaunchConfig
 from llmtrain.config.load import to_plain
 from llmtrain.config.run import RunConfig
 from llmtrain.config.strict import arms, show
@@ -22,10 +25,13 @@ from llmtrain.config.trace import TraceConfig
 SCHEMAS: Mapping[str, Any] = {
     "train": RunConfig,
     "parity": ParityConfig,
+    "bench": BenchConfig,
     "generate": GenerateConfig,
     "eval": EvalConfig,
     "report": ReportConfig,
     "trace": TraceConfig,
+    "launch": LaunchConfig,
+    "doctor": DoctorConfig,
 }
 """Schema of every command."""
 

@@ -28,7 +28,7 @@ from llmtrain.errors import LayoutError
 if TYPE_CHECKING:
     from llmtrain.config.model import ModelConfig
     from llmtrain.config.run import RunConfig
-    from llmtrain.config.training import TrainingConfig
+    from llmtrain.config.training import OptimizerConfig, TrainingConfig
 
 DEFAULT = ParallelConfig()
 """What a layout is where nothing is set."""
@@ -67,6 +67,11 @@ class Facts:
     def t(self) -> "TrainingConfig":
         """Length and batch."""
         return self.config.training
+
+    @property
+    def o(self) -> "OptimizerConfig":
+        """The optimizer."""
+        return self.config.optimizer
 
     @property
     def native(self) -> bool:
@@ -129,6 +134,11 @@ class Facts:
         return self.rows // self.row_unit if self.rows and self.whole_microbatches else 0
 
     @property
+    def rows_per_rank(self) -> int:
+        """Rows of one data-parallel rank in a step, rounded down."""
+        return (self.rows or 0) // self.data_ranks
+
+    @property
     def fewest_microbatches(self) -> int:
         """Micro-batches that fill the pipeline: one for each stage of a pass down the ranks."""
         return 2 * self.p.pp if self.p.schedule in V_SCHEDULES else self.p.pp
@@ -172,7 +182,7 @@ class Facts:
     @property
     def fsdp_fields(self) -> str:
         """Fields that FSDP2 and the native sums alone read, where they are set."""
-        return self._set("reshard_after_forward", "replica_sum", "cpu_offload")
+        return self._set("reshard_after_forward", "replica_sum", "cpu_offload", "fsdp_prefetch")
 
     @property
     def native_axes(self) -> str:

@@ -6,9 +6,11 @@ key, a wrong type or a missing value is a problem, and one ConfigError holds all
     config = load("train", ["model=llama_demo", "training.num_tokens=1e6"], RunConfig)
 """
 
+import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -162,19 +164,16 @@ def _sorted_out(
 
 def _compose(root: str, given: _Given, config_dirs: Sequence[Path]) -> dict[str, object]:
     """Let Hydra choose the files, then set the values."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    choices = given.choices
-    if config_dirs:
-        paths = ",".join(f"'file://{Path(d).resolve()}'" for d in config_dirs)
-        choices = [f"hydra.searchpath=[{paths}]", *choices]
     try:
-        with initialize_config_dir(str(config_root()), version_base="1.3"):
-            composed = hydra_compose(root, overrides=choices)
+        if config_dirs:
+            paths = ",".join(f"'file://{Path(d).resolve()}'" for d in config_dirs)
+            composed = _choose(root, f"hydra.searchpath=[{paths}]", *given.choices)
+        else:
+            composed = deepcopy(_shipped(root, *given.choices))
         for override in given.values:
             key, value = override.key_or_group, override.value()
             if override.is_delete():
@@ -187,6 +186,19 @@ def _compose(root: str, given: _Given, config_dirs: Sequence[Path]) -> dict[str,
     if not isinstance(tree, dict):
         raise ConfigError(f"conf/{root}.yaml holds a {type(tree).__name__}, expected keys")
     return {str(key): value for key, value in tree.items()}
+
+
+def _choose(root: str, *choices: str) -> Any:
+    """Hydra's DictConfig of the files that ``choices`` name."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    with initialize_config_dir(str(config_root()), version_base="1.3"):
+        return hydra_compose(root, overrides=list(choices))
+
+
+# The files beside the code do not change while it runs, and Hydra takes 0.2 s to read them.
+_shipped = functools.cache(_choose)
 
 
 def _delete(composed: Any, path: str) -> None:

@@ -119,6 +119,8 @@ class ModelConfig:
     """Bias on the attention output projection."""
     sliding_window: int | None = None
     """Number of tokens, itself included, a token attends to; null means all before it."""
+    attn_logit_softcapping: float | None = None
+    """Attention scores x become c tanh(x / c) (Gemma 2: 50); null means they stay as they are."""
     tie_word_embeddings: bool = False
     """Use the embedding matrix as the output head."""
     initializer_range: float = 0.02
@@ -131,7 +133,9 @@ class ModelConfig:
             "num_attention_heads", "num_key_value_heads", "max_position_embeddings", "head_dim",
             "sliding_window",
         )  # fmt: skip
-        problems += not_positive(self, "rms_norm_eps", "rope_theta", "initializer_range")
+        problems += not_positive(
+            self, "rms_norm_eps", "rope_theta", "initializer_range", "attn_logit_softcapping"
+        )
         if not problems and self.num_attention_heads % self.num_key_value_heads:
             problems.append(
                 f"model.num_key_value_heads={self.num_key_value_heads} does not divide "

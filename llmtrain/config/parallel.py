@@ -56,6 +56,10 @@ class ParallelConfig:
     """
     recompute_budget: float = 0.5
     """budget: share of the blocks' activation bytes that may be kept, 0 to 1."""
+    activation_offload: bool = False
+    """Keep what blocks save for their backward in host memory, copied while others run."""
+    fsdp_prefetch: int = 1
+    """Blocks whose parameters FSDP2 gathers ahead of the one that runs; each adds its memory."""
     reshard_after_forward: bool | Literal["auto"] = "auto"
     """Whether FSDP2 frees gathered parameters after a forward; ``auto`` does, but not under pp."""
     replica_sum: Literal["auto", "overlapped", "after"] = "auto"
@@ -69,6 +73,7 @@ class ParallelConfig:
     def __post_init__(self) -> None:
         """Refuse axes below 1 and shares beyond 0 and 1."""
         problems = below(self, 1, "pp", "dp_replicate", "dp_shard", "cp", "tp", "stages_per_rank")
+        problems += below(self, 0, "fsdp_prefetch")
         if problems := problems + outside(self, 0, 1, "recompute_budget"):
             raise ConfigError(problems)
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from llmtrain.config.deepspeed_limits import DEEPSPEED
 from llmtrain.config.limits import DEFAULT, Limit
+from llmtrain.config.memory_limits import MEMORY
 from llmtrain.config.parallel import V_SCHEDULES
+from llmtrain.config.precision_limits import PRECISION
 
 NATIVE: tuple[Limit, ...] = (
     Limit(
@@ -235,7 +237,7 @@ NATIVE: tuple[Limit, ...] = (
 )  # fmt: skip
 """Limits of layouts, of both engines or of the native one."""
 
-SUPPORT: tuple[Limit, ...] = (*NATIVE, *DEEPSPEED)
+SUPPORT: tuple[Limit, ...] = (*NATIVE, *MEMORY, *PRECISION, *DEEPSPEED)
 """Every limit, in the order in which they are reported."""
 
 START = "<!-- made by python -m llmtrain.config.support docs/parallelism.md -->\n"

@@ -104,10 +104,20 @@ class OptimizerConfig:
 
     bf16 is faster on GPUs, but the update then depends on the layout by bf16's rounding.
     """
+    state_dtype: Literal["fp32", "bf16"] = "fp32"
+    """adamw: type in which the moments are kept; what is written to bf16 is rounded stochastically.
+
+    fp64 runs keep them in fp64.
+    """
     weight_decay: float = 0.1
     """Decoupled decay, on matrices only (not on norms, biases)."""
     grad_clip_norm: float = 1.0
     """Largest global gradient norm; larger gradients are scaled down to it. inf is off."""
+    in_backward: bool = False
+    """Update each parameter as soon as its gradient is there, which is then freed.
+
+    Needs grad_clip_norm=inf and one micro-batch a step; each parameter's update is refused alone.
+    """
 
     def __post_init__(self) -> None:
         """Refuse rates and moments out of range, and fields that the kind would ignore."""
@@ -126,6 +136,11 @@ class OptimizerConfig:
             for name, kinds in _ONLY_FOR.items()
             if self.kind not in kinds and getattr(self, name) is not None
         ]
+        if self.state_dtype == "bf16" and self.kind != "adamw":
+            problems.append(
+                f"state_dtype=bf16 found with kind={self.kind}: only AdamW keeps its moments in "
+                "bf16; use state_dtype=fp32 or kind=adamw"
+            )
         if problems:
             raise ConfigError(problems)
 
@@ -208,6 +223,8 @@ class MonitorConfig:
     """Weights & Biases group; null means none."""
     peak_tflops: float | None = None
     """Peak TFLOP/s of one device for MFU; null takes the known peak of the GPU, else no MFU."""
+    memory_history: bool = False
+    """Record CUDA allocations; out of memory, they are written to RUN/memory-rankN.pickle."""
     document_loss_every_steps: int | None = None
     """Steps between files of the loss of every document in the batch; null writes none.
 
@@ -215,6 +232,11 @@ class MonitorConfig:
     """
     document_loss_steps: tuple[int, ...] = ()
     """Steps with such a file besides, counted from 1."""
+    profile_steps: tuple[int, int] | None = None
+    """First and last step, counted from 1, that torch's profiler records; null records none.
+
+    RUN/traces/rank*.json.gz open in Perfetto (https://ui.perfetto.dev).
+    """
 
     def __post_init__(self) -> None:
         """Refuse intervals and steps below 1 and a peak that is no number."""
@@ -225,5 +247,11 @@ class MonitorConfig:
             for i, step in enumerate(self.document_loss_steps)
             if step < 1
         ]
+        first, last = self.profile_steps or (1, 1)
+        if not 1 <= first <= last:
+            problems.append(
+                f"profile_steps=[{first},{last}] must be a first step of at least 1 and a last "
+                "step that does not come before it"
+            )
         if problems:
             raise ConfigError(problems)

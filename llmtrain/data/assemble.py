@@ -10,6 +10,7 @@ no piece covers are padding: token 0, no target, a document id of their own.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -101,9 +102,11 @@ class _Rows:
     def batch(self, sources: Int32Array, num_microbatches: int) -> StepBatch:
         """Return the rows as tensors over the same memory."""
         names = ("tokens", "targets", "positions", "document_ids", "loss_weight")
-        arrays = {name: getattr(self, name).reshape(self.shape) for name in names}
+        tensors: dict[str, Any] = {
+            name: torch.from_numpy(getattr(self, name).reshape(self.shape)) for name in names
+        }
         return StepBatch(
-            **{name: torch.from_numpy(array) for name, array in arrays.items()},
+            **tensors,
             source_ids=torch.from_numpy(sources.astype(np.int32)),
             num_microbatches=num_microbatches,
         )

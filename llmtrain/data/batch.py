@@ -36,24 +36,31 @@ class StepBatch:
     row_ids: Tensor | None = None
     """Number of each row in the global batch, int32 [R], where the losses of its documents are
     asked for; None elsewhere."""
+    extent: tuple[int, int] | None = None
+    """Most documents of a row and most tokens of a document; known of batches on a device, so that
+    it need not be asked for them."""
 
     def to(self, device: torch.device) -> "StepBatch":
         """Copy every tensor to ``device`` (asynchronously from pinned memory)."""
-        moved = {name: t.to(device, non_blocking=True) for name, t in self._tensors().items()}
-        return replace(self, **moved)
+        extent = self.extent
+        if extent is None and device.type != "cpu" and self.tokens.device.type == "cpu":
+            extent = int(self.document_ids.max()) + 1, int(self.positions.max()) + 1
+        moved = {name: t.to(device, non_blocking=True) for name, t in self.tensors().items()}
+        return replace(self, extent=extent, **moved)
 
     def pinned(self) -> "StepBatch":
         """Copy every tensor to pinned memory, from where ``to`` copies asynchronously."""
-        return replace(self, **{name: t.pin_memory() for name, t in self._tensors().items()})
+        return replace(self, **{name: t.pin_memory() for name, t in self.tensors().items()})
 
     def microbatches(self) -> list["StepBatch"]:
         """Split the rows into ``num_microbatches`` equal batches of one micro-batch each."""
-        parts = {name: t.chunk(self.num_microbatches) for name, t in self._tensors().items()}
+        parts = {name: t.chunk(self.num_microbatches) for name, t in self.tensors().items()}
         return [
             replace(self, num_microbatches=1, **{name: part[i] for name, part in parts.items()})
             for i in range(self.num_microbatches)
         ]
 
-    def _tensors(self) -> dict[str, Any]:
+    def tensors(self) -> dict[str, Any]:
+        """Name the tensors that are there."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}

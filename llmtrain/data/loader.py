@@ -8,6 +8,7 @@ are; what the batch of a step is made of is the plan's to say.
 """
 
 import logging
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
@@ -32,11 +33,12 @@ class Batches:
         dp_size: int = 1,
         micro_batch_size: int,
         prefetch: int = 2,
-        pin_memory: bool = False,
+        finish: Callable[[StepBatch], StepBatch] = lambda batch: batch,
     ) -> None:
         """Serve rank ``dp_rank`` of ``dp_size``; ``prefetch`` global batches are read ahead.
 
-        ``micro_batch_size`` counts units: rows of the longest sequence length.
+        ``micro_batch_size`` counts units: rows of the longest sequence length. ``finish`` is called
+        with each batch where it is read, ahead of the step (train/feed.py copies it to a device).
 
         Raises:
             ConfigError: a global batch is no multiple of dp_size * micro_batch_size.
@@ -51,7 +53,7 @@ class Batches:
         self._dp_rank, self._dp_size = dp_rank, dp_size
         self._micro_batch_size = micro_batch_size
         self._prefetch = prefetch
-        self._pin_memory = pin_memory
+        self._finish = finish
         self._reader = ThreadPoolExecutor(1, "batches") if prefetch else None
         self._ahead: dict[int, Future[StepBatch]] = {}
         self._epochs_begun = [0] * len(plan.orders)
@@ -89,7 +91,7 @@ class Batches:
             epochs=chosen.epochs[own],
             fim=self.plan.fim,
         )
-        return batch.pinned() if self._pin_memory else batch
+        return self._finish(batch)
 
     def _log_epochs(self, chosen: StepWindows) -> None:
         """Say of each source once when it begins another epoch."""

@@ -25,7 +25,9 @@ def _native(parts: EngineParts, world: World) -> Engine:
     local = build_local_model(
         parts.model, parts.parallel, parts.engine, world, parts.seed, parts.loss
     )
-    return NativeEngine(local, parts.optimizer_factory, parts.grad_clip_norm)
+    return NativeEngine(
+        local, parts.optimizer_factory, parts.grad_clip_norm, parts.update_in_backward
+    )
 
 
 def _deepspeed(parts: EngineParts, world: World) -> Engine:
@@ -55,6 +57,7 @@ def make_engine(
     loss: LossFunction,
     optimizer_factory: OptimizerFactory,
     grad_clip_norm: float,
+    update_in_backward: bool = False,
 ) -> Engine:
     """Make the engine of this rank; collective.
 
@@ -67,5 +70,6 @@ def make_engine(
     parts = EngineParts(
         model=model, parallel=parallel, engine=engine, seed=seed, loss=loss,
         optimizer_factory=optimizer_factory, grad_clip_norm=grad_clip_norm,
+        update_in_backward=update_in_backward,
     )  # fmt: skip
     return ENGINES[engine.kind](parts, world)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from llmtrain.data.batch import StepBatch
+from llmtrain.engine.in_backward import InBackward
 from llmtrain.engine.protocol import OptimizerFactory, StepLimits, StepResult
 from llmtrain.engine.state import (
     gated_step,
@@ -22,26 +23,38 @@ from llmtrain.engine.state import (
     state_dict,
 )
 from llmtrain.engine.step import RankSums, clip_divisor, count_targets, step_result, within
+from llmtrain.errors import ConfigError
 from llmtrain.parallel.local import LocalModel
 from llmtrain.parallel.matrices import matrix_map
+from llmtrain.parallel.scopes import OPTIMIZER, scope
 
 
 class NativeEngine:
     """Steps of one model on this rank's part of the mesh; see ``engine.protocol.Engine``."""
 
     def __init__(
-        self, local: LocalModel, optimizer_factory: OptimizerFactory, grad_clip_norm: float
+        self,
+        local: LocalModel,
+        optimizer_factory: OptimizerFactory,
+        grad_clip_norm: float,
+        update_in_backward: bool = False,
     ) -> None:
         """Make the optimizer of what ``local`` owns, its state included."""
         self._local = local
         self._world = local.world
         self._grad_clip_norm = grad_clip_norm
-        self._dtype = local.parameters[0].local.dtype
-        self._optimizer = optimizer_factory(
-            [(o.info, o.local) for o in local.parameters],
-            matrix_map(local.parameters, local.world),
-        )
-        make_optimizer_state(local, self._optimizer)
+        self._dtype = torch.promote_types(local.parameters[0].local.dtype, torch.float32)
+        matrices = matrix_map(local.parameters, local.world)
+        self._in_backward: InBackward | None = None
+        self._optimizer: torch.optim.Optimizer
+        if update_in_backward:
+            self._in_backward = InBackward(local, optimizer_factory, matrices)
+            self._optimizer = self._in_backward.optimizer
+        else:
+            named = [(o.info, o.local) for o in local.parameters]
+            regions = [o.region for o in local.parameters]
+            self._optimizer = optimizer_factory(named, matrices, regions)
+            make_optimizer_state(local, self._optimizer)
         self._counted = [i for i, o in enumerate(local.parameters) if o.counted]
         rows = [local.parameters[i].index for i in self._counted]
         self._rows = torch.tensor(rows, dtype=torch.int64, device=self._world.device)
@@ -52,6 +65,8 @@ class NativeEngine:
         """Forward, backward, clip and, within the limits, update with learning rate ``lr``."""
         weight = count_targets(batch, self._world)
         self._local.clear_gradients()
+        if self._in_backward is not None:
+            return self._train_in_backward(self._in_backward, batch, lr, weight)
         mine = self._local.run(batch, scale=1.0 / weight, training=True)
         gradients = self._local.reduce_gradients()
         squares, sums = self._rank_sums.add(self._squares(gradients), mine)
@@ -59,6 +74,18 @@ class NativeEngine:
         applied = within(sums["loss_sum"] / weight, grad_norm, limits)
         self._update(gradients, lr, grad_norm, applied)
         return step_result(sums, weight, grad_norm, applied, self._dtype)
+
+    def _train_in_backward(
+        self, updates: InBackward, batch: StepBatch, lr: float, weight: Tensor
+    ) -> StepResult:
+        """Forward and a backward that updates; limits come too late, each gradient is gated."""
+        updates.begin(lr)
+        mine = self._local.run(batch, scale=1.0 / weight, training=True)
+        self._local.publish_parameters()
+        squares, sums = self._rank_sums.add(updates.squares, mine)
+        updates.count(squares)
+        grad_norm = squares.sum().sqrt()
+        return step_result(sums, weight, grad_norm, torch.isfinite(grad_norm), self._dtype)
 
     def eval_step(self, batch: StepBatch) -> StepResult:
         """Forward only, over the same kind of batch."""
@@ -77,9 +104,10 @@ class NativeEngine:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         divisor = clip_divisor(grad_norm, self._grad_clip_norm)
-        gated_step(self._optimizer, skip=(~applied).float(), divisor=divisor)
+        with scope(OPTIMIZER):
+            gated_step(self._optimizer, skip=(~applied).float(), divisor=divisor)
+            self._local.publish_parameters()
         self._divisor = torch.where(applied, divisor, 1.0)  # a refused step divides nothing
-        self._local.publish_parameters()
 
     def _squares(self, gradients: list[Tensor]) -> Tensor:
         """Squared norms by row of the table, float64; of equal regions the first holder's alone.
@@ -95,7 +123,16 @@ class NativeEngine:
         return squares
 
     def gradients(self) -> dict[str, Tensor]:
-        """Full gradients (before clipping) of the last train_step by global name; collective."""
+        """Full gradients (before clipping) of the last train_step by global name; collective.
+
+        Raises:
+            ConfigError: they were freed in the backward.
+        """
+        if self._in_backward is not None:
+            raise ConfigError(
+                "optimizer.in_backward=true frees every gradient once it is used, and gradients "
+                "of a step were asked for; use optimizer.in_backward=false"
+            )
         whole = self._gather([owned.local_gradient() for owned in self._local.parameters])
         divisor = self._divisor.cpu()
         return {name: gradient * divisor.to(gradient.dtype) for name, gradient in whole.items()}

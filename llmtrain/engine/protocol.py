@@ -3,7 +3,7 @@
 Everything returned is a device scalar or a device tensor: an engine never makes the host wait.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from llmtrain.config.parallel import ParallelConfig
 from llmtrain.data.batch import StepBatch
 from llmtrain.model.parameters import ParameterInfo
 from llmtrain.parallel.matrices import MatrixMap
+from llmtrain.parallel.region import Region
 from llmtrain.parallel.stage import LossFunction
 
 __all__ = [
@@ -28,13 +29,24 @@ __all__ = [
     "StepResult",
 ]
 
-OptimizerFactory = Callable[
-    [Sequence[tuple[ParameterInfo, nn.Parameter]], MatrixMap], torch.optim.Optimizer
-]
-"""Makes the optimizer of the plain tensors a rank holds, given with their rows of the table.
 
-The engine knows the parameters, not the update rule; the optimizer must take ``found_inf``.
-"""
+class OptimizerFactory(Protocol):
+    """Makes the optimizer of the plain tensors a rank holds, given with their rows of the table.
+
+    The engine knows the parameters, not the update rule; the optimizer must take ``found_inf``.
+    """
+
+    def __call__(
+        self,
+        parameters: Sequence[tuple[ParameterInfo, nn.Parameter]],
+        matrix_map: MatrixMap,
+        regions: Sequence[Region] | None = None,
+    ) -> torch.optim.Optimizer:
+        """Make it; ``regions`` tell where the tensors lie in whole parameters.
+
+        None where the engine will put other tensors in their place.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +97,8 @@ class EngineParts:
     """Makes the update rule of what a rank holds."""
     grad_clip_norm: float
     """Largest global gradient norm; larger gradients are scaled down to it."""
+    update_in_backward: bool = False
+    """Whether each parameter is updated as soon as its gradient is there (native engine)."""
 
 
 class Engine(Protocol):

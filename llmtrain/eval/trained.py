@@ -17,7 +17,8 @@ from llmtrain.config.load import build, from_yaml
 from llmtrain.config.run import RunConfig
 from llmtrain.errors import CheckpointError, ConfigError
 from llmtrain.model.transformer import Transformer
-from llmtrain.ops.attention import select_attention
+from llmtrain.ops.attention.choose import needs_of, select_attention
+from llmtrain.ops.kernels import select_kernels
 from llmtrain.tokenizer import tokenizer as tokenizers
 from llmtrain.train import archive
 from llmtrain.train.checkpoint import load_model_weights
@@ -88,9 +89,11 @@ def load_run(run: str, step: int | None = None) -> TrainedRun:
 
 def _model(config: RunConfig, checkpoint: Path, device: torch.device) -> Transformer:
     """Build without memory, then take the checkpoint's tensors as they are."""
-    attention = select_attention(config.engine.attention, device)
+    needs = needs_of(config.model, config.engine, training=False)
+    attention = select_attention(config.engine.attention, device, needs)
+    kernels = select_kernels(config.engine.kernels, device)
     with torch.device("meta"):
-        model = Transformer(config.model, attention=attention)
+        model = Transformer(config.model, attention=attention, kernels=kernels)
     try:
         model.load_state_dict(load_model_weights(checkpoint), assign=True)
     except RuntimeError as error:

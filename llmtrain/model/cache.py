@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llmtrain.config.model import ModelConfig
-from llmtrain.ops.attention import AttentionSpec
+from llmtrain.ops.attention.spec import AttentionSpec
 
 EMPTY = -2
 """Document id of a slot that holds no token."""
@@ -33,7 +33,11 @@ class KeyValueCache:
         self._start = 0
 
     def begin(
-        self, positions: Tensor, document_ids: Tensor, sliding_window: int | None
+        self,
+        positions: Tensor,
+        document_ids: Tensor,
+        sliding_window: int | None,
+        softcap: float | None = None,
     ) -> AttentionSpec:
         """Reserve slots for new tokens [B, S] and return what they see: all slots up to their own.
 
@@ -52,6 +56,7 @@ class KeyValueCache:
             kv_positions=self._positions[:, :end],
             kv_document_ids=self._document_ids[:, :end],
             sliding_window=sliding_window,
+            softcap=softcap,
         )
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,17 +4,22 @@ Invariant: plain PyTorch. Nothing here knows of processes, devices or the enviro
 parameter carries its Hugging Face name. Shape suffixes are those of docs/notation.md.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmtrain.config.model import ModelConfig
 from llmtrain.model.cache import KeyValueCache
-from llmtrain.ops.attention import AttentionFunction, AttentionSpec
+from llmtrain.ops.attention.spec import AttentionFunction, AttentionSpec
 from llmtrain.ops.cross_entropy import VocabPartition
+from llmtrain.ops.kernels import TORCH_KERNELS, Kernels
 from llmtrain.ops.rope import Rotation
+from llmtrain.ops.wide import linear
+
+LinearFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(x [..., I], weight [O, I], bias [O] or None) -> [..., O]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +43,16 @@ class Linear(nn.Linear):
 
     partition: VocabPartition | None = None
     """Of an output head that holds a part of the vocabulary: which."""
+    product: LinearFunction | None = None
+    """Multiplies in another way than ``ops.wide.linear``, where set (parallel/float8.py)."""
 
     def reset_parameters(self) -> None:
         """Draw no random numbers; starting values are model/init.py's alone."""
         _zero(self)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map the last dim."""
+        return (self.product or linear)(input, self.weight, self.bias)
 
 
 class Embedding(nn.Embedding):
@@ -58,24 +69,46 @@ class Embedding(nn.Embedding):
 class RMSNorm(nn.Module):
     """Root-mean-square normalisation with a learned scale (arXiv:1910.07467)."""
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, size: int, eps: float, kernels: Kernels) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
+        self.kernels = kernels
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dim."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return self.kernels.rms_norm(x, self.weight, self.eps)
+
+
+class AddRMSNorm(nn.Module):
+    """RMSNorm of a sum, in one operation with it.
+
+    The sum is taken in here, and not beside it, so that what gathers parameters around a module's
+    forward (FSDP2, ZeRO 3) has gathered the weight.
+    """
+
+    def __init__(self, size: int, eps: float, kernels: Kernels) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+        self.kernels = kernels
+
+    def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the normalised sum and the sum."""
+        return self.kernels.add_rms_norm(x, residual, self.weight, self.eps)
 
 
 class Attention(nn.Module):
     """Grouped-query self-attention (arXiv:2305.13245)."""
 
-    def __init__(self, config: ModelConfig, layer: int, attention: AttentionFunction) -> None:
+    def __init__(
+        self, config: ModelConfig, layer: int, attention: AttentionFunction, kernels: Kernels
+    ) -> None:
         super().__init__()
         self.layer = layer
-        self.head_dim = config.head_size
+        self.head_dim, eps = config.head_size, config.rms_norm_eps
         self.attention = attention
+        self.kernels = kernels
         size_D = config.hidden_size
         size_Q = config.num_attention_heads * self.head_dim
         size_KV = config.num_key_value_heads * self.head_dim
@@ -84,8 +117,8 @@ class Attention(nn.Module):
         self.k_proj = Linear(size_D, size_KV, bias=bias)
         self.v_proj = Linear(size_D, size_KV, bias=bias)
         self.o_proj = Linear(size_Q, size_D, bias=config.attention_output_bias)
-        self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        self.q_norm = RMSNorm(self.head_dim, eps, kernels) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, eps, kernels) if config.qk_norm else None
 
     def forward(self, x_BSD: Tensor, context: BlockContext) -> Tensor:
         """Mix the tokens of each document; [B, S, D] to [B, S, D]."""
@@ -94,8 +127,8 @@ class Attention(nn.Module):
         v_BTGH = self.v_proj(x_BSD).unflatten(-1, (-1, self.head_dim))
         if self.q_norm is not None and self.k_norm is not None:
             q_BSNH, k_BSGH = self.q_norm(q_BSNH), self.k_norm(k_BSGH)
-        q_BSNH = context.rotation.apply(q_BSNH)
-        k_BTGH = context.rotation.apply(k_BSGH)
+        cos, sin = context.rotation.cos, context.rotation.sin
+        q_BSNH, k_BTGH = self.kernels.rotate(q_BSNH, k_BSGH, cos, sin)
         if context.cache is not None:
             k_BTGH, v_BTGH = context.cache.append(self.layer, k_BTGH, v_BTGH)
         out_BSNH, _ = self.attention(q_BSNH, k_BTGH, v_BTGH, context.spec)
@@ -106,15 +139,16 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """SwiGLU feed-forward (arXiv:2002.05202)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, kernels: Kernels) -> None:
         super().__init__()
+        self.kernels = kernels
         self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         """Transform each token alone; [B, S, D] to [B, S, D]."""
-        h_BSF = F.silu(self.gate_proj(x_BSD)) * self.up_proj(x_BSD)
+        h_BSF = self.kernels.swiglu(self.gate_proj(x_BSD), self.up_proj(x_BSD))
         out: Tensor = self.down_proj(h_BSF)
         return out
 
@@ -128,15 +162,23 @@ def _zero(module: nn.Module) -> None:
 class Block(nn.Module):
     """Pre-norm attention and feed-forward, each added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, layer: int, attention: AttentionFunction) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        attention: AttentionFunction,
+        kernels: Kernels = TORCH_KERNELS,
+    ) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, layer, attention)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = FeedForward(config)
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.input_layernorm = RMSNorm(size, eps, kernels)
+        self.self_attn = Attention(config, layer, attention, kernels)
+        self.post_attention_layernorm = AddRMSNorm(size, eps, kernels)
+        self.mlp = FeedForward(config, kernels)
 
     def forward(self, x_BSD: Tensor, context: BlockContext) -> Tensor:
         """Apply the block; [B, S, D] to [B, S, D]."""
-        x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), context)
-        out: Tensor = x_BSD + self.mlp(self.post_attention_layernorm(x_BSD))
+        mixed_BSD = self.self_attn(self.input_layernorm(x_BSD), context)
+        normed_BSD, x_BSD = self.post_attention_layernorm(mixed_BSD, x_BSD)
+        out: Tensor = x_BSD + self.mlp(normed_BSD)
         return out

@@ -17,8 +17,10 @@ from llmtrain.config.model import ModelConfig
 from llmtrain.errors import LayoutError
 from llmtrain.model.cache import KeyValueCache
 from llmtrain.model.layers import Block, BlockContext, Embedding, Linear, RMSNorm
-from llmtrain.ops.attention import AttentionFunction, AttentionSpec, sdpa_attention
+from llmtrain.ops.attention.sdpa import sdpa_attention
+from llmtrain.ops.attention.spec import AttentionFunction, AttentionSpec
 from llmtrain.ops.cross_entropy import VocabPartition
+from llmtrain.ops.kernels import TORCH_KERNELS, Kernels
 from llmtrain.ops.rope import Rotation, rope_frequencies
 
 
@@ -54,11 +56,12 @@ class Decoder(nn.Module):
         embedding: bool,
         head: bool,
         attention: AttentionFunction,
+        kernels: Kernels,
     ) -> None:
         super().__init__()
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size) if embedding else None
-        self.layers = nn.ModuleDict({str(i): Block(config, i, attention) for i in layers})
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps) if head else None
+        self.layers = nn.ModuleDict({str(i): Block(config, i, attention, kernels) for i in layers})
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, kernels) if head else None
 
     def forward(self, x: Tensor, context: BlockContext) -> Tensor:
         """Tokens [B, S] or hidden [B, S, D] to hidden [B, S, D]."""
@@ -79,6 +82,7 @@ class Transformer(nn.Module):
         embedding: bool = True,
         head: bool = True,
         attention: AttentionFunction = sdpa_attention,
+        kernels: Kernels = TORCH_KERNELS,
     ) -> None:
         """Build blocks ``layers`` (all by default), with or without embedding and head.
 
@@ -92,7 +96,7 @@ class Transformer(nn.Module):
         layers = range(config.num_hidden_layers) if layers is None else layers
         _check_layers(config, layers)
         self.config = config
-        self.model = Decoder(config, layers, embedding, head, attention)
+        self.model = Decoder(config, layers, embedding, head, attention, kernels)
         self.lm_head = (
             Linear(config.hidden_size, config.vocab_size, bias=False)
             if head and not (config.tie_word_embeddings and embedding)
@@ -108,6 +112,7 @@ class Transformer(nn.Module):
         positions: Tensor,
         document_ids: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        extent: tuple[int, int] | None = None,
     ) -> Tensor:
         """Run this stage.
 
@@ -117,11 +122,13 @@ class Transformer(nn.Module):
             document_ids: document of each token, int [B, S], unique inside a row. None says that
                 each row is one document with rising positions: no mask is then built.
             cache: keys and values of earlier tokens of these rows; takes those of the new ones.
+            extent: most documents of a row and most tokens of a document, where the host knows
+                them; on an accelerator it may have to wait for them otherwise.
 
         Returns:
             Hidden [B, S, D], after the final norm where the stage has the head.
         """
-        hidden: Tensor = self.model(x, self._context(x, positions, document_ids, cache))
+        hidden: Tensor = self.model(x, self._context(x, positions, document_ids, cache, extent))
         return hidden
 
     def _context(
@@ -130,17 +137,18 @@ class Transformer(nn.Module):
         positions: Tensor,
         document_ids: Tensor | None,
         cache: KeyValueCache | None,
+        extent: tuple[int, int] | None,
     ) -> BlockContext:
         """Compute angles and visibility once for all layers."""
         frequencies = self._frequencies.to(positions.device, non_blocking=True)
         dtype = x.dtype if x.is_floating_point() else next(self.parameters()).dtype
         rotation = Rotation.at(positions, frequencies, self._rope_factor, dtype)
-        window = self.config.sliding_window
+        window, softcap = self.config.sliding_window, self.config.attn_logit_softcapping
         if cache is None:
-            spec = AttentionSpec.within(positions, document_ids, window)
+            spec = AttentionSpec.within(positions, document_ids, window, softcap, extent)
         else:
             documents = torch.zeros_like(positions) if document_ids is None else document_ids
-            spec = cache.begin(positions, documents, window)
+            spec = cache.begin(positions, documents, window, softcap)
         return BlockContext(rotation, spec, cache)
 
     @property

@@ -15,6 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmtrain.ops.wide import is_emulated
+
+_CPU_LOGITS = 1 << 25
+"""Logits that exist at one time on a CPU, at most: 128 MiB in fp32."""
+
+_LEAST_CHUNK = 256
+"""Tokens that this limit leaves: fewer would read the matrix of the head too often."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VocabPartition:
@@ -28,6 +36,18 @@ class VocabPartition:
     """Gives the elementwise maximum over all parts, likewise."""
 
 
+CrossEntropyStep = Callable[
+    [Tensor, Tensor, VocabPartition | None, float, bool], tuple[Tensor, Tensor, Tensor]
+]
+"""(logits [T, V], targets [T], partition, z-loss weight, differentiate) -> (loss, lse, gradient).
+
+Targets are ids in the whole vocabulary, none negative. Loss and log of the softmax denominator are
+[T], fp32, or fp64 for fp64 logits. The gradient of the sum of losses and z-losses has the logits'
+type and may be their memory: the caller has no more use for them. Without ``differentiate`` what
+stands there means nothing.
+"""
+
+
 def chunked_linear_cross_entropy(
     hidden_TD: Tensor,
     weight_VD: Tensor,
@@ -36,6 +56,7 @@ def chunked_linear_cross_entropy(
     chunk_tokens: int = 1024,
     partition: VocabPartition | None = None,
     z_loss_weight: float = 0.0,
+    step: CrossEntropyStep | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the weighted sum of the losses of all targets and, detached, the loss of each.
 
@@ -44,10 +65,11 @@ def chunked_linear_cross_entropy(
         weight_VD: matrix of the head, [V, D], or this part's rows of it.
         targets_T: target ids in the whole vocabulary, int64 [T]; negative where there is none.
         weights_T: weight of each target, [T]; null means 1.
-        chunk_tokens: tokens whose logits exist at one time.
+        chunk_tokens: tokens whose logits exist at one time, at most.
         partition: how the vocabulary is spread; null means that all of it is here.
         z_loss_weight: factor of the squared log of the softmax denominator that is added to the
             loss of each target (arXiv:2204.02311, section 5).
+        step: from the logits of a chunk to losses and gradient; null means ``torch_step``.
 
     Returns:
         Scalar sum in nats, z-loss included, differentiable in ``hidden_TD`` and ``weight_VD``:
@@ -67,7 +89,7 @@ def chunked_linear_cross_entropy(
         weight_VD,
         targets_T.clamp(min=0),
         scale_T,
-        _Options(chunk_tokens, partition, z_loss_weight, differentiate),
+        _Options(chunk_tokens, partition, z_loss_weight, differentiate, step or torch_step),
     )
     return total, loss_T * has_target, lse_T * has_target
 
@@ -78,6 +100,7 @@ class _Options:
     partition: VocabPartition | None
     z_loss_weight: float
     differentiate: bool
+    step: CrossEntropyStep
 
 
 class _ChunkedLinearCrossEntropy(torch.autograd.Function):
@@ -94,26 +117,33 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         compute = _compute_dtype(weight_VD)
         weight = weight_VD.to(compute)
+        count = _chunk_tokens(options.chunk_tokens, weight)
         loss_T, lse_T = torch.empty_like(scale_T), torch.empty_like(scale_T)
         grad_hidden = torch.empty_like(hidden_TD) if options.differentiate else None
         grad_weight = (
-            torch.zeros_like(weight_VD, dtype=scale_T.dtype)
+            torch.empty_like(weight_VD, dtype=scale_T.dtype)
             if options.differentiate and weight_VD.requires_grad
             else None
         )
+        logits = weight.new_empty(min(count, hidden_TD.shape[0]), weight.shape[0])
         with torch.autocast(weight.device.type, enabled=False):
-            for start in range(0, hidden_TD.shape[0], options.chunk_tokens):
-                part = slice(start, start + options.chunk_tokens)
+            for start in range(0, max(1, hidden_TD.shape[0]), count):
+                part = slice(start, start + count)
                 chunk = hidden_TD[part].to(compute)
-                logits = (chunk @ weight.T).to(scale_T.dtype)
-                loss_T[part], lse_T[part] = _losses_(logits, targets_T[part], options)
+                loss_T[part], lse_T[part], grad_logits = options.step(
+                    torch.mm(chunk, weight.T, out=logits[: chunk.shape[0]]),
+                    targets_T[part],
+                    options.partition,
+                    options.z_loss_weight,
+                    options.differentiate,
+                )
                 if grad_hidden is None:
                     continue
                 scale = scale_T[part, None]
-                grad_logits = logits.to(compute)
                 grad_hidden[part] = (grad_logits @ weight) * scale
                 if grad_weight is not None:
-                    _add_product(grad_weight, grad_logits.T, (chunk * scale).to(compute))
+                    scaled = (chunk * scale).to(compute)
+                    _add_product(grad_weight, grad_logits.T, scaled, keep=start > 0)
         if grad_hidden is not None:
             ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight_VD.dtype
@@ -128,16 +158,22 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.saved_tensors
         factor = grads[0]
         if grad_weight is not None:
-            grad_weight = (grad_weight * factor).to(ctx.weight_dtype)
+            kept = torch._C._autograd._get_current_graph_task_keep_graph()
+            grad_weight = grad_weight * factor if kept else grad_weight.mul_(factor)
+            grad_weight = grad_weight.to(ctx.weight_dtype)
         return (grad_hidden * factor).to(grad_hidden.dtype), grad_weight, None, None, None
 
 
-def _losses_(logits_TV: Tensor, targets_T: Tensor, options: _Options) -> tuple[Tensor, Tensor]:
-    """Return cross entropy and log of the softmax denominator of each token.
-
-    ``logits_TV`` is overwritten: with the gradient of cross entropy and z-loss, where asked for.
-    """
-    partition = options.partition
+def torch_step(
+    logits_TV: Tensor,
+    targets_T: Tensor,
+    partition: VocabPartition | None,
+    z_loss_weight: float,
+    differentiate: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Do a ``CrossEntropyStep`` in plain PyTorch, in fp32 at least; ``logits_TV`` may change."""
+    dtype = logits_TV.dtype
+    logits_TV = logits_TV.to(torch.promote_types(dtype, torch.float32))
     index = targets_T[:, None]
     highest = logits_TV.amax(dim=1, keepdim=True)
     if partition is not None:
@@ -154,28 +190,47 @@ def _losses_(logits_TV: Tensor, targets_T: Tensor, options: _Options) -> tuple[T
         at_target, denominator = sums[:, :1], sums[:, 1:]
     log_denominator = denominator.log()
     lse = log_denominator + highest
-    if options.differentiate:
+    if differentiate:
         scale = denominator.reciprocal()
-        if options.z_loss_weight:
-            scale *= 1 + 2 * options.z_loss_weight * lse
+        if z_loss_weight:
+            scale *= 1 + 2 * z_loss_weight * lse
         logits_TV *= scale
         minus_one = logits_TV.new_full((), -1.0).expand(index.shape)
         if partition is not None:
             minus_one = minus_one.masked_fill(~here, 0.0)
         logits_TV.scatter_add_(1, index, minus_one)
-    return (log_denominator - at_target)[:, 0], lse[:, 0]
+    gradient = logits_TV.to(dtype) if differentiate else logits_TV
+    return (log_denominator - at_target)[:, 0], lse[:, 0], gradient
 
 
 def _compute_dtype(weight: Tensor) -> torch.dtype:
-    """Return the type of the products: autocast's where it is on, else the weight's."""
+    """Return the type of the products: autocast's where it is on, else the weight's.
+
+    It is fp32 for bf16 on a CPU that would emulate bf16 products.
+    """
     if torch.is_autocast_enabled(weight.device.type):
         return torch.get_autocast_dtype(weight.device.type)
-    return weight.dtype
+    return torch.float32 if is_emulated(weight) else weight.dtype
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add ``a @ b`` to ``total``, in place and without a copy where the types allow."""
+def _chunk_tokens(asked: int, weight: Tensor) -> int:
+    """Return how many tokens to work on at a time: on a CPU fewer where the vocabulary is large.
+
+    More would cost memory there and gain no speed.
+    """
+    if weight.device.type != "cpu":
+        return asked
+    return min(asked, max(_LEAST_CHUNK, _CPU_LOGITS // weight.shape[0]))
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, keep: bool) -> None:
+    """Add ``a @ b`` to ``total``, in place and without a copy where the types allow.
+
+    Without ``keep`` what ``total`` held is forgotten.
+    """
     if a.dtype == total.dtype:
-        total.addmm_(a, b)
-    else:
+        total.addmm_(a, b, beta=1 if keep else 0)
+    elif keep:
         total += a @ b
+    else:
+        total.copy_(a @ b)

@@ -5,11 +5,12 @@ values in every precision, so that weights trained elsewhere keep their meaning;
 fp32, or in fp64 where the model is.
 
     rotation = Rotation.at(positions, rope_frequencies(128, 500000.0), torch.float32)
-    q, k = rotation.apply(q), rotation.apply(k)
+    q, k = rotate(q, k, rotation.cos, rotation.sin)
 """
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,7 +91,43 @@ class Rotation:
         cos, sin = angles.cos() * factor, angles.sin() * factor
         return cls(torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1))
 
-    def apply(self, x: Tensor) -> Tensor:
-        """Turn queries or keys [B, S, N, H] by the angles of their positions."""
-        swapped = x.roll(x.shape[-1] // 2, dims=-1)
-        return (x * self.cos + swapped * self.sin).to(x.dtype)
+
+def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn queries [B, S, N, H] and keys [B, S, G, H] by the angles of their positions.
+
+    ``cos`` and ``sin`` are those of a ``Rotation``; products are in their type, results in that of
+    ``q`` and ``k``. The backward turns by the negative angle.
+    """
+    if torch.compiler.is_compiling():
+        return _formula(q, cos, sin), _formula(k, cos, sin)
+    turned_q: Tensor = _Rotate.apply(q, cos, sin)  # type: ignore[no-untyped-call]
+    turned_k: Tensor = _Rotate.apply(k, cos, sin)  # type: ignore[no-untyped-call]
+    return turned_q, turned_k
+
+
+def _formula(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn in one expression, which a compiler makes one pass of."""
+    return (x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin).to(x.dtype)
+
+
+class _Rotate(torch.autograd.Function):
+    """Three passes each way, and nothing but the angles is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(grads[0], cos, sin, -1), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    half = x.shape[-1] // 2
+    value = x.to(cos.dtype)
+    out = value * cos
+    out[..., :half].addcmul_(value[..., half:], sin[..., :half], value=sign)
+    out[..., half:].addcmul_(value[..., :half], sin[..., half:], value=sign)
+    return out.to(x.dtype)

@@ -1,7 +1,7 @@
 """The one order in which parallelism is applied to a plain model.
 
-Stages on the meta device, tensor and sequence parallel, context parallel, recomputation,
-compilation, sharding, memory, start values, bf16 copies.
+Stages on the meta device, tensor and sequence parallel, context parallel, fp8 products,
+recomputation, compilation, offload, sharding, memory, start values, bf16 copies, fp8 scales.
 
 Invariant: whatever the layout, the same seed gives the same parameters bit by bit, under the same
 global names; what follows sees plain tensors of this rank only.
@@ -11,6 +11,7 @@ global names; what follows sees plain tensors of this rank only.
 """
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -24,13 +25,21 @@ from llmtrain.errors import LayoutError
 from llmtrain.model.init import initialize_
 from llmtrain.model.parameters import ParameterInfo, parameter_table
 from llmtrain.model.transformer import Transformer
-from llmtrain.ops.attention import select_attention
+from llmtrain.ops.attention.choose import needs_of, select_attention
+from llmtrain.ops.kernels import select_kernels
 from llmtrain.parallel.compile import compile_blocks, kept_eager
 from llmtrain.parallel.context import context_attention
-from llmtrain.parallel.fsdp import settle_shards, shard
+from llmtrain.parallel.float8 import convert_blocks, gathered_scales, plain_part
+from llmtrain.parallel.fsdp import prefetch, reduce_into_fp32, settle_shards, shard
 from llmtrain.parallel.local import LocalModel, OwnedParameter
 from llmtrain.parallel.mesh import World
-from llmtrain.parallel.precision import COMPUTE_DTYPES, MasterWeights
+from llmtrain.parallel.offload import offload_blocks
+from llmtrain.parallel.precision import (
+    COMPUTE_DTYPES,
+    MasterWeights,
+    keep_gradients_in_fp32,
+    storage_dtype,
+)
 from llmtrain.parallel.recompute import apply_recompute
 from llmtrain.parallel.region import Region, held, local_part, whole
 from llmtrain.parallel.replicas import GradientSum
@@ -71,15 +80,16 @@ def build_local_model(
     bf16, sharded = engine.precision == "bf16", world.axes.dp_shard > 1
     for part in parts:
         _allocate(part.module, parallel, world, bf16)
+        if engine.master_dtype == "bf16":
+            reduce_into_fp32(part.module)
     table = tuple(info for info in parameter_table(model) if info.tied_to is None)
     owned = sorted(
         (o for part in parts for o in _owned(table, part, world)), key=lambda o: (o.index, o.copy)
     )
-    for parameter in owned:
-        name, shape = parameter.info.name, parameter.info.shape
-        initialize_(local_part(parameter.tensor), name, shape, parameter.region, model, seed)
+    _initialize(owned, model, seed)
     computing = [o.tensor for o in owned]
-    masters = MasterWeights([o.local for o in owned]) if bf16 and not sharded else None
+    copied = bf16 and not sharded and engine.master_dtype == "fp32"
+    masters = MasterWeights([o.local for o in owned]) if copied else None
     if masters is not None:
         pairs = zip(owned, masters.parameters, strict=True)
         owned = [replace(o, tensor=master, local=master) for o, master in pairs]
@@ -87,16 +97,32 @@ def build_local_model(
     if model.tie_word_embeddings and parallel.pp > 1:
         world.join_ends(rank_of_stage(parallel.schedule, parallel.pp, 0), last)
     modules = tuple(part.module for part in parts)
-    return LocalModel(
+    local = LocalModel(
         modules=modules,
         parameters=tuple(owned),
+        sources=tuple(computing),
         table=table,
         pipeline=_pipeline(modules, numbers, model, parallel, engine, world),
         masters=masters,
+        scales=gathered_scales(modules, world.group("shard")),
         replica_sum=_replica_sum(owned, computing, parallel, world),
         world=world,
         loss_rank=last * (world.world_size // parallel.pp),
+        keeps_gradients=engine.cuda_graphs,
     )
+    local.publish_parameters()
+    return local
+
+
+def _initialize(owned: list[OwnedParameter], model: ModelConfig, seed: int) -> None:
+    """Fill what this rank owns, many parameters at a time: each has a stream of its own."""
+
+    def fill(parameter: OwnedParameter) -> None:
+        name, shape = parameter.info.name, parameter.info.shape
+        initialize_(parameter.local.detach(), name, shape, parameter.region, model, seed)
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(fill, owned))
 
 
 def _part(
@@ -109,7 +135,7 @@ def _part(
 ) -> _Part:
     """Build stage ``number`` on the meta device, with all that changes its forward."""
     last = number == parallel.num_stages - 1
-    attention = select_attention(engine.attention, world.device)
+    attention = select_attention(engine.attention, world.device, needs_of(model, engine))
     context = world.group("cp")
     if context is not None:
         attention = context_attention(parallel.cp_method, attention, context)
@@ -121,12 +147,17 @@ def _part(
             embedding=number == 0,
             head=last,
             attention=attention,
-        ).to(torch.float64 if engine.precision == "fp64" else torch.float32)
+            kernels=select_kernels(engine.kernels, world.device),
+        ).to(storage_dtype(engine.precision, engine.master_dtype))
     tensor = world.group("tp")
     cuts = {} if tensor is None else apply_tensor_parallel(transformer, tensor)
+    gathered = engine.fp8_all_gather and world.axes.dp_shard > 1
+    convert_blocks(transformer, engine, world.device, gathered)
     apply_recompute(transformer, parallel, COMPUTE_DTYPES[engine.precision], world.device)
     if engine.compile:
-        compile_blocks(transformer, world.device)
+        compile_blocks(transformer, world.device, cuda_graphs=engine.cuda_graphs)
+    if parallel.activation_offload:
+        offload_blocks(transformer, world.device)
     return _Part(module=StageModule(transformer, loss if last else None), cuts=cuts)
 
 
@@ -138,6 +169,7 @@ def _allocate(module: StageModule, parallel: ParallelConfig, world: World, bf16:
     shard(module, world, bf16, _reshards(parallel), parallel.cpu_offload)
     module.to_empty(device=torch.device("cpu") if parallel.cpu_offload else world.device)
     settle_shards(module)
+    prefetch(module, parallel.fsdp_prefetch)
 
 
 def _checked_split(model: ModelConfig, parallel: ParallelConfig) -> list[range]:
@@ -167,12 +199,14 @@ def _owned(table: tuple[ParameterInfo, ...], part: _Part, world: World) -> Itera
         index = rows["model.embed_tokens.weight" if copy else name]
         info = table[index]
         plain = type(tensor) is nn.Parameter
+        local = tensor if plain else nn.Parameter(plain_part(local_part(tensor)))
+        keep_gradients_in_fp32((tensor, local))
         uncut = world.axes.tp > 1 and name not in part.cuts
         yield OwnedParameter(
             info=info,
             index=index,
             tensor=tensor,
-            local=tensor if plain else nn.Parameter(local_part(tensor)),
+            local=local,
             region=held(tensor, part.cuts.get(name, whole(info.shape))),
             counted=world.is_first_replica and not copy and not (uncut and world.tp_rank > 0),
             partial_over_tp=uncut,

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from llmtrain.data.batch import StepBatch
 from llmtrain.errors import LayoutError
-from llmtrain.ops.attention import AttentionFunction, AttentionSpec, block_attention
+from llmtrain.ops.attention.choose import block_attention
+from llmtrain.ops.attention.spec import AttentionFunction, AttentionSpec, KeyOrder
 from llmtrain.parallel.collectives import all_to_all, gather_along, stack_over
 from llmtrain.parallel.ring import Block, ring_attention
 
@@ -177,6 +178,8 @@ class _Row:
 
     positions: Tensor
     document_ids: Tensor
+    readable: bool
+    """Whether reading values stops no device."""
 
     def spec(self, local: AttentionSpec) -> AttentionSpec:
         """Attention of the whole rows to themselves."""
@@ -186,18 +189,25 @@ class _Row:
             q_document_ids=self.document_ids,
             kv_positions=self.positions,
             kv_document_ids=self.document_ids,
+            extent=_extent(local, self.positions.shape[1]),
         )
 
     def first_key(self, start: int, window: int | None) -> int:
         """Give a token of the row before which no query from ``start`` on sees a key.
 
         A document's tokens follow each other, so the window bounds it, and so does the start of
-        the document that goes on at ``start``; that is read where reading does not stop a device.
+        the document that goes on at ``start``, where that can be read. Elsewhere shapes are those
+        of every step, and a compiled backend compiles once.
         """
         first = 0 if window is None else max(0, start - window + 1)
-        if self.positions.device.type == "cpu":
+        if self.readable:
             first = max(first, start - int(self.positions[:, start].max()))
         return first
+
+
+def _extent(local: AttentionSpec, length: int) -> tuple[int, int] | None:
+    """Give the extent of documents in whole rows of ``length`` tokens."""
+    return None if local.extent is None else (local.extent[0], length)
 
 
 def _gathered(spec: AttentionSpec, group: dist.ProcessGroup) -> _Row:
@@ -205,7 +215,9 @@ def _gathered(spec: AttentionSpec, group: dist.ProcessGroup) -> _Row:
 
     def build() -> _Row:
         own = torch.stack((spec.q_positions, spec.q_document_ids))
-        return _Row(*whole_sequence(stack_over(own, group).unbind(), dim=2).unbind())
+        positions, documents = whole_sequence(stack_over(own, group).unbind(), dim=2).unbind()
+        # batches that come with an extent were copied to a device
+        return _Row(positions, documents, own.device.type == "cpu" and spec.extent is None)
 
     return spec.derived("context row", build)
 
@@ -225,7 +237,7 @@ def _visible_runs(
         start, stop = chunk * length, (chunk + 1) * length
         keys = slice(row.first_key(start, spec.sliding_window), stop)
         queries = slice(place * length, (place + 1) * length)
-        blocks.append(Block(queries, keys, whole.part(slice(start, stop), keys)))
+        blocks.append(Block(queries, keys, whole.part(slice(start, stop), keys, "ending")))
     return tuple(blocks)
 
 
@@ -247,10 +259,29 @@ def _ring_blocks(spec: AttentionSpec, group: dist.ProcessGroup) -> tuple[tuple[B
             spec,
             kv_positions=_own(row.positions, source, size),
             kv_document_ids=_own(row.document_ids, source, size),
+            extent=_extent(spec, row.positions.shape[1]),
         )
-        runs = [(_run(halves, length), _run(seen, length)) for seen, halves in visible.items()]
-        blocks.append(tuple(Block(q, kv, pair.part(q, kv)) for q, kv in runs))
+        blocks.append(
+            tuple(
+                _block(pair, halves, seen, length, own=source == group.rank())
+                for seen, halves in visible.items()
+            )
+        )
     return tuple(blocks)
+
+
+def _block(
+    pair: AttentionSpec, halves: Sequence[int], seen: Sequence[int], length: int, own: bool
+) -> Block:
+    """Pair adjacent halves of a rank's part with the keys they see: its ``own``, or earlier ones.
+
+    A window does not reach over the tokens of other ranks between two halves.
+    """
+    queries, keys = _run(halves, length), _run(seen, length)
+    order: KeyOrder = "ending" if own else "earlier"
+    if pair.sliding_window is not None and len(seen) > 1:
+        order = "any"
+    return Block(queries, keys, pair.part(queries, keys, order))
 
 
 def _run(halves: Sequence[int], length: int) -> slice:

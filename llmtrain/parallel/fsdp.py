@@ -68,6 +68,38 @@ def settle_shards(stage: StageModule) -> None:
         module.reshard()
 
 
+def reduce_into_fp32(stage: StageModule) -> None:
+    """Leave the sums of bf16 parameters' gradients in fp32; after ``settle_shards``.
+
+    FSDP2 sums them in fp32 and then casts to the type of the parameter, for which it has no option:
+    its own field is set, once the first forward, which would set it again, is prepared for.
+    """
+    if isinstance(stage, FSDPModule):
+        stage._get_fsdp_state()._lazy_init()
+    for module in sharded_modules(stage):
+        for group in module._get_fsdp_state()._fsdp_param_groups:
+            group._orig_dtype = torch.float32
+
+
+def prefetch(stage: StageModule, blocks_ahead: int) -> None:
+    """Have each block gather the parameters of the ``blocks_ahead`` blocks that run after it.
+
+    In the backward these are the blocks before it. With 0 FSDP2 gathers a block's as it begins,
+    and one ahead in the backward.
+    """
+    if blocks_ahead == 0:
+        return
+    layers = stage.transformer.model.layers.values()
+    blocks: list[FSDPModule] = [block for block in layers if isinstance(block, FSDPModule)]
+    if isinstance(stage, FSDPModule):
+        stage.set_modules_to_forward_prefetch(blocks[:blocks_ahead])
+        stage.set_modules_to_backward_prefetch(blocks[: -blocks_ahead - 1 : -1])
+    for number, block in enumerate(blocks):
+        block.set_modules_to_forward_prefetch(blocks[number + 1 : number + 1 + blocks_ahead])
+        first = max(0, number - blocks_ahead)
+        block.set_modules_to_backward_prefetch(blocks[first:number][::-1])
+
+
 def reshard(stage: StageModule) -> None:
     """Drop gathered parameters that a forward without backward left behind."""
     for module in sharded_modules(stage):

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from llmtrain.data.batch import StepBatch
 from llmtrain.model.parameters import ParameterInfo
 from llmtrain.parallel.context import split_sequence
+from llmtrain.parallel.float8 import GatheredScales
 from llmtrain.parallel.fsdp import reshard, set_last_backward
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.precision import MasterWeights
 from llmtrain.parallel.region import Region, local_part
 from llmtrain.parallel.replicas import GradientSum, sum_over
+from llmtrain.parallel.scopes import BACKWARD, scope
 from llmtrain.parallel.stage import StageModule, batch_fields
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnedParameter:
-    """A parameter of which this rank holds a region, in fp32 (fp64 in fp64 runs)."""
+    """A parameter of which this rank holds a region, in the type the optimizer updates."""
 
     info: ParameterInfo
     """Its row in the parameter table."""
@@ -53,8 +55,12 @@ class OwnedParameter:
         if self.tensor.grad is not None:
             return local_part(self.tensor.grad)
         if self.local.grad is None:
-            self.local.grad = torch.zeros_like(self.local)
+            self.local.grad = self.zero_gradient()
         return self.local.grad
+
+    def zero_gradient(self) -> Tensor:
+        """Make a plain gradient of the local part; fp32 where parameters are bf16."""
+        return torch.zeros_like(self.local, dtype=self.local.grad_dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,18 +71,24 @@ class LocalModel:
     """The pipeline stages of this rank, in the order of the model."""
     parameters: tuple[OwnedParameter, ...]
     """What it owns, in table order."""
+    sources: tuple[Tensor, ...]
+    """The leaves whose backward brings the gradients of ``parameters``, one for each."""
     table: tuple[ParameterInfo, ...]
     """Stored parameters of the whole model."""
     pipeline: "Pipeline | None"
     """Runs the micro-batches where there are several pipeline ranks."""
     masters: MasterWeights | None
     """The fp32 parameters behind bf16 modules that are not sharded."""
+    scales: GatheredScales | None
+    """Scales of the weights that FSDP2 gathers in fp8."""
     replica_sum: GradientSum | None
     """Sums gradients over replicas; None where there is one, or FSDP2 sums over them."""
     world: World
     """Process groups."""
     loss_rank: int
     """The first rank that holds the last stage."""
+    keeps_gradients: bool = False
+    """Whether gradients stay where they are from step to step, as CUDA graphs need."""
 
     def run(self, batch: StepBatch, scale: Tensor | None, training: bool) -> dict[str, Tensor]:
         """Run all micro-batches; gradients of loss times ``scale`` add up in the parameters.
@@ -108,7 +120,8 @@ class LocalModel:
                 loss = module(part.tokens, **batch_fields(part))
             if training:
                 set_last_backward(module, number == len(parts))
-                loss.sum().backward()
+                with scope(BACKWARD):
+                    loss.sum().backward()
 
     def reduce_gradients(self) -> list[Tensor]:
         """Finish the sums of the gradients; return the local ones in table order."""
@@ -144,6 +157,9 @@ class LocalModel:
     def clear_gradients(self) -> None:
         """Forget the gradients of the last step."""
         for owned in self.parameters:
+            if self.keeps_gradients:  # adding to them copies what a graph will overwrite
+                owned.local.grad = owned.local_gradient().zero_()
+                continue
             owned.tensor.grad = None
             owned.local.grad = None
 
@@ -151,3 +167,5 @@ class LocalModel:
         """Make forward see updated parameters."""
         if self.masters is not None:
             self.masters.publish()
+        if self.scales is not None:
+            self.scales.publish()

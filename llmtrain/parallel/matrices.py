@@ -1,15 +1,16 @@
 """Functions of whole matrices whose regions lie on many ranks, as Muon's update needs them.
 
 Each matrix has one owner among all ranks of the pipeline stage, replicas included, chosen so that
-the work is spread evenly. Regions travel to the owner, the function runs there once, and the
-regions of its result travel back to everyone who holds them.
+the work is spread evenly. Regions travel to the owner, the function runs there once, on all the
+matrices that arrived together, and the regions of its results travel back to everyone who holds
+them.
 
-Invariant: the function sees the matrix that one process would see and runs on it alone, so results
-have the same bits on every layout. Exchanges are all-to-alls of many matrices each, in an order
-that all ranks work out alike.
+Invariant: the function sees the matrices that one process would see, only fewer at a time: where it
+treats each alone, results have the same bits on every layout. Exchanges are all-to-alls of many
+matrices each, in an order that all ranks work out alike.
 
     run = matrix_map(local.parameters, world)
-    updates = run(orthogonalize, {"model.layers.0.mlp.up_proj.weight": local_part, ...})
+    updates = run(orthogonalize_all, {"model.layers.0.mlp.up_proj.weight": local_part, ...})
 """
 
 import math
@@ -25,8 +26,8 @@ from llmtrain.model.parameters import ParameterInfo
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.region import Region, sizes
 
-MatrixFunction = Callable[[Tensor], Tensor]
-"""A function of one whole matrix that keeps its shape."""
+MatrixFunction = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+"""A function of whole matrices that keeps their number and shapes."""
 
 MatrixMap = Callable[[MatrixFunction, Mapping[str, Tensor]], dict[str, Tensor]]
 """Applies a function to whole matrices, given and returned as local parts by parameter name.
@@ -67,7 +68,7 @@ def matrix_map(owned: Sequence[HeldParameter], world: World) -> MatrixMap:
 
 def run_alone(function: MatrixFunction, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Apply ``function`` where every matrix is whole: the map of one process."""
-    return {name: function(value) for name, value in values.items()}
+    return dict(zip(values, function(list(values.values())), strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +152,8 @@ class MatrixExchange:
             arrived = arriving()
             if number + 1 < len(rounds):  # the next matrices travel while these are worked on
                 arriving = self._start_gather(rounds[number + 1], sent, dtype)
-            done = {name: function(self._assemble(name, arrived)) for name in now.names}
+            wholes = [self._assemble(name, arrived) for name in now.names]
+            done = dict(zip(now.names, function(wholes), strict=True))
             results.append(self._start_scatter(now, done, dtype))
         parts = {name: part for finish in results for (name, _), part in finish().items()}
         return {name: parts[name].to(home) for name in values}

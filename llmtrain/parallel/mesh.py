@@ -24,7 +24,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from llmtrain.config.engine import EngineConfig
 from llmtrain.config.parallel import ParallelConfig, resolve_dp_shard
 from llmtrain.errors import ConfigError
-from llmtrain.parallel.place import PeerLostError, Place
+from llmtrain.parallel.place import PeerLostError, Place, grow_segments
+from llmtrain.parallel.scopes import COMMUNICATION, scope
 
 logger = logging.getLogger(__name__)
 
@@ -265,7 +266,8 @@ class World:
         """Add ``values`` in place over ``axis`` (all ranks by default); same bits everywhere."""
         group = self.group(axis) if axis is not None else None
         if self._control is not None and (axis is None or group is not None):
-            dist.all_reduce(values, group=group)
+            with scope(COMMUNICATION):
+                dist.all_reduce(values, group=group)
         return values
 
     def share(self, value: T, source: int) -> T:
@@ -297,8 +299,11 @@ class World:
         value = torch.tensor(int(flag), dtype=torch.int32)
         wait_s = min(grace_s, self._engine.timeout_s) if flag else self._engine.timeout_s
         try:
-            work = dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self._control, async_op=True)
-            work.wait(timedelta(seconds=wait_s))
+            with scope(COMMUNICATION):
+                work = dist.all_reduce(
+                    value, op=dist.ReduceOp.MAX, group=self._control, async_op=True
+                )
+                work.wait(timedelta(seconds=wait_s))
         except RuntimeError as error:
             raise PeerLostError(
                 f"rank {self.rank} waited {wait_s:g} s for its peers; look at the log of the rank "
@@ -340,6 +345,7 @@ def _prepare_process(device: torch.device, place: Place, deterministic: bool) ->
     """Select the device, share the cores among the ranks of this machine, set determinism."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        grow_segments()
     elif place.local_world_size > 1 or "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         torch.set_num_threads(max(1, (cores or 1) // place.local_world_size))

@@ -1,24 +1,31 @@
 """Which process this is among all, as its launcher says, and how processes first meet.
 
-Invariant: here alone the launcher's variables are read; the configuration that rank 0 composed
-reaches every rank over the rendezvous store, before any process group exists.
+Invariant: here alone the launcher's variables and the allocator's are read; the configuration that
+rank 0 composed reaches every rank over the rendezvous store, before any process group exists.
 
     place = Place.from_environment()
     config = publish_config(payload if place.rank == 0 else None)
 """
 
 import functools
+import logging
 import os
 from dataclasses import dataclass
 from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from llmtrain.errors import ConfigError
 
+logger = logging.getLogger(__name__)
+
 _RENDEZVOUS_TIMEOUT = timedelta(seconds=300)
+
+_ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+_ALLOCATOR_SETTINGS = "expandable_segments:True"
 
 
 class PeerLostError(RuntimeError):
@@ -94,6 +101,21 @@ def publish_config(payload: bytes | None) -> bytes:
             "look at the log of the rank that is missing"
         ) from error
     return content
+
+
+def grow_segments() -> None:
+    """Have the CUDA allocator grow its segments, so that memory does not fall into pieces.
+
+    Only where the user has set nothing about the allocator; before the first allocation.
+    """
+    found = [name for name in _ALLOCATOR_VARIABLES if name in os.environ]
+    if found:
+        logger.info("CUDA allocator: %s", ", ".join(f"{n}={os.environ[n]}" for n in found))
+        return
+    torch._C._accelerator_setAllocatorSettings(_ALLOCATOR_SETTINGS)
+    logger.info(
+        "CUDA allocator: %s; set %s for others", _ALLOCATOR_SETTINGS, _ALLOCATOR_VARIABLES[0]
+    )
 
 
 def _required(payload: bytes | None) -> bytes:

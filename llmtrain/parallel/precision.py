@@ -1,21 +1,37 @@
-"""Master weights for modules that compute in bf16 without FSDP2.
+"""Types of parameters and gradients where modules compute in bf16.
 
-Invariant: the optimizer, checkpoints and gradients see fp32 only; bf16 copies are what forward and
-backward read. A micro-batch's bf16 gradient is added to the fp32 one as soon as it exists, which is
-what FSDP2 does with its mixed-precision policy, so layouts agree.
+Invariant: gradients are fp32. A micro-batch's bf16 gradient is added to the fp32 one as soon as it
+exists, which is what FSDP2 does with its mixed-precision policy, so layouts agree. Parameters are
+fp32 with bf16 copies that forward and backward read, or (``engine.master_dtype=bf16``) bf16 alone.
 
     masters = MasterWeights(list(module.parameters()))
     module(x).sum().backward()     # gradients land in masters.parameters
     masters.publish()              # after the update
+
+    keep_gradients_in_fp32(module.parameters())    # without masters
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 COMPUTE_DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
 """Type of products and hidden states by ``engine.precision``."""
+
+
+def storage_dtype(precision: str, master_dtype: str) -> torch.dtype:
+    """Give the type of the parameters that the optimizer updates."""
+    if precision == "bf16" and master_dtype == "bf16":
+        return torch.bfloat16
+    return torch.float64 if precision == "fp64" else torch.float32
+
+
+def keep_gradients_in_fp32(parameters: Iterable[Tensor]) -> None:
+    """Have autograd add the gradients of bf16 ``parameters`` up in fp32."""
+    for parameter in parameters:
+        if parameter.dtype == torch.bfloat16:
+            parameter.grad_dtype = torch.float32
 
 
 class MasterWeights:

@@ -26,7 +26,10 @@ from llmtrain.config.model import ModelConfig
 from llmtrain.config.parallel import ParallelConfig
 from llmtrain.model.layers import Block, BlockContext
 from llmtrain.model.transformer import Transformer
-from llmtrain.ops.attention import AttentionSpec, sdpa_attention
+from llmtrain.ops.attention import varlen as _varlen  # noqa: F401 its operation is kept
+from llmtrain.ops.attention.sdpa import sdpa_attention
+from llmtrain.ops.attention.spec import AttentionSpec
+from llmtrain.ops.kernels import TORCH_KERNELS, Kernels
 from llmtrain.ops.rope import Rotation
 
 logger = logging.getLogger(__name__)
@@ -50,7 +53,8 @@ def kept_operations() -> list[Any]:
         "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention",
         "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_fused_attention_overrideable",
     )  # fmt: skip
-    return [getattr(torch.ops.aten, name).default for name in names]
+    kept = [getattr(torch.ops.aten, name).default for name in names]
+    return [*kept, torch.ops.llmtrain.attention_forward.default]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +82,8 @@ def apply_recompute(
     blocks = [block for block in transformer.model.layers.values() if isinstance(block, Block)]
     policies: list[Policy]
     if parallel.recompute == "budget":
-        cost = measure_block(transformer.config, dtype, device)
+        kernels = blocks[0].mlp.kernels if blocks else TORCH_KERNELS
+        cost = measure_block(transformer.config, dtype, device, kernels)
         policies = choose_policies(len(blocks), cost, parallel.recompute_budget)
     else:
         policies = [parallel.recompute] * len(blocks)
@@ -151,10 +156,12 @@ def choose_policies(num_blocks: int, cost: BlockCost, budget: float) -> list[Pol
     return policies
 
 
-def measure_block(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> BlockCost:
+def measure_block(
+    model: ModelConfig, dtype: torch.dtype, device: torch.device, kernels: Kernels = TORCH_KERNELS
+) -> BlockCost:
     """Run one block on tensors without storage and count what each policy keeps and repeats."""
     with FakeTensorMode(), torch.device(device):
-        block = Block(model, 0, sdpa_attention)
+        block = Block(model, 0, sdpa_attention, kernels)
         weights = {
             name: torch.empty(p.shape, dtype=dtype, requires_grad=True)
             for name, p in block.named_parameters()

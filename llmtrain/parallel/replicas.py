@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from llmtrain.parallel.scopes import COMMUNICATION, scope
+
 BUCKET_BYTES = 32 * 2**20
 """Size of one all-reduce."""
 
@@ -37,12 +39,13 @@ def sum_over(
     if group is None:
         return
     pending: deque[Callable[[], None]] = deque()
-    for bucket in in_buckets(gradients):
-        pending.append(_start_sum(bucket, group, device))
-        if len(pending) > _BUCKETS_IN_FLIGHT:
-            pending.popleft()()
-    for finish in pending:
-        finish()
+    with scope(COMMUNICATION):
+        for bucket in in_buckets(gradients):
+            pending.append(_start_sum(bucket, group, device))
+            if len(pending) > _BUCKETS_IN_FLIGHT:
+                pending.popleft()()
+        for finish in pending:
+            finish()
 
 
 def _start_sum(
@@ -134,9 +137,10 @@ class GradientSum:
         """Sum what is not yet on its way, wait for all; every ``grad`` is then the sum."""
         while len(self._works) < len(self._flat):
             self._start_next()
-        for work in self._works:
-            if work is not None:
-                work.wait()
+        with scope(COMMUNICATION):
+            for work in self._works:
+                if work is not None:
+                    work.wait()
         self._left = []
 
     def _watch(self, sources: Sequence[Tensor]) -> None:
@@ -170,4 +174,5 @@ class GradientSum:
 
 def _flat_buffer(bucket: list[Tensor]) -> Tensor:
     """Allocate one tensor with room for all gradients of a bucket."""
-    return bucket[0].new_zeros(sum(tensor.numel() for tensor in bucket)).detach()
+    size = sum(tensor.numel() for tensor in bucket)
+    return bucket[0].new_zeros(size, dtype=bucket[0].grad_dtype).detach()

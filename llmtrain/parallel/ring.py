@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from llmtrain.ops.attention import AttentionSpec, BlockAttention
+from llmtrain.ops.attention.spec import AttentionSpec, BlockAttention
 
 _KEYS, _GRADIENTS = 0, 1
 """Tags of what travels, so that two messages to one peer are not mixed up."""

@@ -9,13 +9,15 @@ around a forward (FSDP2) have gathered the head too, and a stage of a pipeline i
     stage(tokens, **batch_fields(batch)).sum().backward()
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llmtrain.data.batch import StepBatch
 from llmtrain.model.transformer import Transformer
+from llmtrain.parallel.scopes import FORWARD, LOSS, scope
 
 LossFunction = Callable[[Tensor, nn.Module, StepBatch], tuple[Tensor, dict[str, Tensor]]]
 """The loss seam: (hidden [B, S, D] after the final norm, head, micro-batch) -> (sum, metric sums).
@@ -39,16 +41,24 @@ class StageModule(nn.Module):
         self.scale: Tensor | None = None
         self.totals: dict[str, Tensor] = {}
 
-    def forward(self, x: Tensor, **fields: Tensor) -> Tensor:
+    def forward(self, x: Tensor, **fields: Any) -> Tensor:
         """Run tokens [B, S] or hidden [B, S, D] to hidden, or to the loss times ``scale``.
 
         Sums of the loss and its metrics are added to ``totals`` in float64.
         """
-        hidden: Tensor = self.transformer(x, fields["positions"], fields["document_ids"])
-        if self.loss is None:
-            return hidden.contiguous()  # as it is sent
+        with scope(FORWARD):
+            hidden: Tensor = self.transformer(
+                x, fields["positions"], fields["document_ids"], extent=fields.get("extent")
+            )
+            if self.loss is None:
+                return hidden.contiguous()  # as it is sent
+            with scope(LOSS):
+                return self._scaled_loss(self.loss, hidden, fields)
+
+    def _scaled_loss(self, loss: LossFunction, hidden: Tensor, fields: Mapping[str, Any]) -> Tensor:
+        """Add up the sums of a micro-batch; return its loss times ``scale``, [1]."""
         batch = StepBatch(**fields, num_microbatches=1)
-        loss_sum, metrics = self.loss(hidden, self.transformer.head, batch)
+        loss_sum, metrics = loss(hidden, self.transformer.head, batch)
         for name, value in {"loss_sum": loss_sum, **metrics}.items():
             added = value.detach().to(torch.float64)
             self.totals[name] = self.totals[name] + added if name in self.totals else added
@@ -56,9 +66,9 @@ class StageModule(nn.Module):
         return torch.stack([scaled])
 
 
-def batch_fields(batch: StepBatch) -> dict[str, Tensor]:
-    """Name the batch's tensors as a stage takes them; each has rows as its first dim."""
-    fields = {
+def batch_fields(batch: StepBatch) -> dict[str, Any]:
+    """Name the batch's tensors as a stage takes them, rows first, and what is no tensor."""
+    fields: dict[str, Any] = {
         "tokens": batch.tokens,
         "targets": batch.targets,
         "positions": batch.positions,
@@ -66,4 +76,8 @@ def batch_fields(batch: StepBatch) -> dict[str, Tensor]:
         "loss_weight": batch.loss_weight,
         "source_ids": batch.source_ids,
     }
-    return fields if batch.row_ids is None else fields | {"row_ids": batch.row_ids}
+    if batch.row_ids is not None:
+        fields["row_ids"] = batch.row_ids
+    if batch.extent is not None:
+        fields["extent"] = batch.extent
+    return fields

@@ -98,7 +98,8 @@ class RowParallelLinear(Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map [B, S, own inputs] to [B, S / ranks, D]; the bias is added once, after the sum."""
-        out = reduce_scatter_along(F.linear(input, self.weight), _SEQUENCE, self.group)
+        partial = (self.product or F.linear)(input, self.weight, None)
+        out = reduce_scatter_along(partial, _SEQUENCE, self.group)
         return out if self.bias is None else out + self.bias
 
 

@@ -5,7 +5,7 @@ what stays from one step to the next and, of gradients, what is there when the o
 Activations, gathered parameters and buffers of collectives are not state.
 
     seats = list(seats_of(parallel, dp_shard=8))
-    max(state_bytes(model, parallel, engine, "adamw", 8, seat).total for seat in seats) / 2**30
+    max(state_bytes(model, parallel, engine, optimizer, 8, seat).total for seat in seats) / 2**30
 """
 
 import math
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from llmtrain.config.engine import EngineConfig
 from llmtrain.config.model import ModelConfig
 from llmtrain.config.parallel import ParallelConfig
+from llmtrain.config.training import OptimizerConfig
 from llmtrain.planner.stages import split_layers, stages_of_rank
 from llmtrain.planner.zero import COUNTER_BYTES, StateBytes, zero_state_bytes
 
@@ -52,7 +53,7 @@ def state_bytes(
     model: ModelConfig,
     parallel: ParallelConfig,
     engine: EngineConfig,
-    optimizer: str,
+    optimizer: OptimizerConfig,
     dp_shard: int,
     seat: Seat,
 ) -> StateBytes:
@@ -61,25 +62,27 @@ def state_bytes(
     Args:
         model: the whole model.
         parallel: the layout.
-        engine: kind, precision and ZeRO stage.
-        optimizer: ``optimizer.kind``.
+        engine: kind, precision, type of the masters and ZeRO stage.
+        optimizer: kind, and type of the moments.
         dp_shard: ranks along that axis, ``auto`` resolved; under DeepSpeed all data ranks.
         seat: the rank.
     """
     shapes = _local_shapes(model, parallel, seat)
     if engine.kind == "deepspeed":
-        return zero_state_bytes(shapes, engine, num_moments(optimizer, ""), dp_shard)
-    item = 8 if engine.precision == "fp64" else 4
+        return zero_state_bytes(shapes, engine, num_moments(optimizer.kind, ""), dp_shard)
+    item = 8 if engine.precision == "fp64" else 4  # of gradients, always
     ranks = _num_shards(parallel, dp_shard)
-    copies = 2 if engine.precision == "bf16" and ranks == 1 else 0
+    kept = 2 if engine.master_dtype == "bf16" else item
+    copies = 2 if engine.precision == "bf16" and ranks == 1 and kept > 2 else 0
+    moment = 2 if optimizer.state_dtype == "bf16" else item
     parameters = gradients = moments = 0
     for name, shape in shapes:
         row = math.prod(shape[1:])
         chunk = -(-shape[0] // ranks)
         held = max(0, min(chunk, shape[0] - seat.shard * chunk))
-        parameters += chunk * row * (item + copies)  # shards are padded to equal sizes
-        gradients += chunk * row * item
-        moments += num_moments(optimizer, name) * held * row * item + COUNTER_BYTES
+        parameters += chunk * row * (kept + copies)  # shards are padded to equal sizes
+        gradients += 0 if optimizer.in_backward else chunk * row * item
+        moments += num_moments(optimizer.kind, name) * held * row * moment + COUNTER_BYTES
     return StateBytes(parameters=parameters, gradients=gradients, optimizer=moments)
 
 

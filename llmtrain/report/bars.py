@@ -19,11 +19,11 @@ def mixture(record: RunRecord) -> str:
         share, plan = tokens / total, record.planned.get(name)
         planned = "–" if plan is None else f"{plan:.2%}"
         rows.append([html.escape(name), planned, f"{share:.2%}", f"{tokens:,}"])
-        lines = [_bar([(share, color)], f"{name}: {share:.2%} of {total:,} tokens")]
+        lines = [bar([(share, color)], f"{name}: {share:.2%} of {total:,} tokens")]
         if plan is not None:
             pale = f"color-mix(in srgb, {color} 40%, transparent)"
-            lines.insert(0, _bar([(plan, pale)], f"{name}: {plan:.2%} planned"))
-        bars.append(_bar_group(name, f"{planned} planned, {share:.2%} seen", lines))
+            lines.insert(0, bar([(plan, pale)], f"{name}: {plan:.2%} planned"))
+        bars.append(bar_group(name, f"{planned} planned, {share:.2%} seen", lines))
     listing = table(["source", "planned", "seen", "target tokens"], rows)
     note = "Planned share of the tokens (pale) and the share trained on (full)."
     return card("Mixture", note, f'<div class="bars">{"".join(bars)}</div>{folded(listing)}')
@@ -38,12 +38,12 @@ def bits_per_byte(record: RunRecord) -> str:
     bars, rows = [], []
     for name, score in scores.items():
         lines = [
-            _bar([(score[key] / widest, color)], f"{name}, {label}: {score[key]:.3f} bits per byte")
+            bar([(score[key] / widest, color)], f"{name}, {label}: {score[key]:.3f} bits per byte")
             for key, label, color in _MODELS
         ]
         ratio = score["bits_per_byte"] / score["unigram_bits_per_byte"]
         values = " / ".join(f"{score[key]:.2f}" for key, *_ in _MODELS)
-        bars.append(_bar_group(name, values, lines))
+        bars.append(bar_group(name, values, lines))
         numbers = [f"{score[key]:.3f}" for key, *_ in _MODELS]
         counts = [f"{score[key]:,}" for key in ("documents", "tokens", "bytes")]
         rows.append([html.escape(name), *numbers, f"{ratio:.3f}", *counts])
@@ -76,8 +76,8 @@ def funnel(record: RunRecord) -> str:
         name = str(stage["stage"]).split("-", 1)[-1].replace("_", " ")
         kept, before = stage["documents_out"], stage["documents_in"]
         tip = f"{name}: {kept:,} of {before:,} documents kept ({kept / before:.1%})"
-        bar = _bar([(kept / first, "var(--c0)"), ((before - kept) / first, "var(--lost)")], tip)
-        bars.append(_bar_group(name, f"{kept:,} of {before:,}", [bar, _reasons(stage)]))
+        line = bar([(kept / first, "var(--c0)"), ((before - kept) / first, "var(--lost)")], tip)
+        bars.append(bar_group(name, f"{kept:,} of {before:,}", [line, _reasons(stage)]))
         text = f"{stage['text_bytes'] / 1e6:.2f}" if stage["text_bytes"] else "–"
         tokens = f"{stage['tokens']:,}" if stage["tokens"] else "–"
         seconds = f"{stage['seconds']:.1f}"
@@ -95,13 +95,13 @@ def _reasons(stage: Row) -> str:
     return f'<div class="chips">{"".join(listed)}</div>' if reasons else ""
 
 
-def _bar_group(name: str, value: str, lines: Iterable[str]) -> str:
+def bar_group(name: str, value: str, lines: Iterable[str]) -> str:
     """A named row of bars."""
     head = f"<span>{html.escape(name)}</span><span>{html.escape(value)}</span>"
     return f'<div><div class="bar-name">{head}</div>{"".join(lines)}</div>'
 
 
-def _bar(parts: Sequence[tuple[float, str]], tip: str) -> str:
+def bar(parts: Sequence[tuple[float, str]], tip: str) -> str:
     """One bar of parts (share of the width, color)."""
     inner = "".join(
         f'<i style="width:{100 * share:.2f}%;background:{color}"></i>' for share, color in parts

@@ -1,7 +1,19 @@
-"""Pieces of HTML and spellings of numbers that the report's sections share."""
+"""Pieces of HTML and spellings of numbers that the pages of runs and of benchmarks share."""
 
 import html
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+
+
+def document(title: str, body: str, plots: Mapping[str, object]) -> str:
+    """A whole page that loads nothing; ``plots`` is what its script draws, by element."""
+    template = resources.files("llmtrain.report").joinpath("page.html").read_text(encoding="utf-8")
+    data = json.dumps(plots, separators=(",", ":")).replace("<", "\\u003c")
+    parts = {"title": html.escape(title), "plots": data, "body": body}
+    for name, value in parts.items():
+        template = template.replace(f"<!--{name}-->", value, 1)
+    return template
 
 
 def card(title: str, note: str, body: str, wide: bool = False) -> str:

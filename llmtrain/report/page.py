@@ -7,9 +7,7 @@ mailed or archived. It reads what the run wrote and changes none of it; no torch
 """
 
 import html
-import json
 import logging
-from importlib import resources
 from pathlib import Path
 
 from llmtrain.config.commands import ReportConfig
@@ -17,7 +15,7 @@ from llmtrain.config.load import to_yaml
 from llmtrain.errors import ConfigError
 from llmtrain.planner.flops import num_matmul_parameters
 from llmtrain.report import bars, curves
-from llmtrain.report.markup import card, clock, number, short
+from llmtrain.report.markup import card, clock, document, number, short
 from llmtrain.report.record import Row, RunRecord, read_run
 
 logger = logging.getLogger(__name__)
@@ -60,12 +58,7 @@ def render(record: RunRecord) -> str:
         _configuration(record),
     ]
     body = "\n".join([_header(record), _tiles(record), '<div class="cards">', *sections, "</div>"])
-    template = resources.files("llmtrain.report").joinpath("page.html").read_text(encoding="utf-8")
-    data = json.dumps(plots, separators=(",", ":")).replace("<", "\\u003c")
-    parts = {"title": html.escape(f"{record.name} · llmtrain"), "plots": data, "body": body}
-    for name, value in parts.items():
-        template = template.replace(f"<!--{name}-->", value, 1)
-    return template
+    return document(f"{record.name} · llmtrain", body, plots)
 
 
 def _header(record: RunRecord) -> str:

@@ -51,7 +51,8 @@ class Gate:
 
     def count(self, steps: Sequence[Tensor]) -> None:
         """Add one to the update counts where the update is applied."""
-        torch._foreach_add_(list(steps), self.open.to(steps[0].dtype))
+        # without alpha torch takes a scalar tensor for a number, and waits for it
+        torch._foreach_add_(list(steps), self.open.to(steps[0].dtype), alpha=1)
 
 
 def state_of(optimizer: torch.optim.Optimizer, parameter: Tensor, moment: str) -> dict[str, Tensor]:

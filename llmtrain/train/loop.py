@@ -13,7 +13,6 @@ from typing import Protocol
 
 from llmtrain.data.batch import StepBatch
 from llmtrain.engine.protocol import Engine, StepResult
-from llmtrain.train.checkpoint import Checkpoints
 from llmtrain.train.guard import Guard
 from llmtrain.train.progress import Progress
 from llmtrain.train.rundir import ExitReason
@@ -25,6 +24,18 @@ class BatchSource(Protocol):
 
     def at(self, step: int) -> StepBatch:
         """Rows of this rank for the step after ``step`` steps are done."""
+        ...
+
+
+class Saver(Protocol):
+    """Keeps what a run can go on from."""
+
+    def due(self, progress: Progress) -> bool:
+        """Whether to save after this step."""
+        ...
+
+    def save(self, progress: Progress) -> bool:
+        """Save; False where that failed, which is said already."""
         ...
 
 
@@ -43,7 +54,7 @@ def train(
     progress: Progress,
     schedule: Schedule,
     guard: Guard,
-    checkpoints: Checkpoints,
+    checkpoints: Saver,
     hooks: Sequence[Hook] = (),
 ) -> ExitReason:
     """Run steps until ``progress`` is finished or the ranks agree to stop; says why it ended."""

@@ -14,7 +14,12 @@ from torch import Tensor, nn
 
 from llmtrain.data.batch import StepBatch
 from llmtrain.engine.protocol import LossFunction
-from llmtrain.ops.cross_entropy import VocabPartition, chunked_linear_cross_entropy
+from llmtrain.ops.cross_entropy import (
+    CrossEntropyStep,
+    VocabPartition,
+    chunked_linear_cross_entropy,
+    torch_step,
+)
 
 Observer = Callable[[Tensor, StepBatch], None]
 """Takes the cross entropy of each token of a micro-batch, [B, S] in nats, and the micro-batch.
@@ -28,13 +33,15 @@ def pretraining_loss(
     chunk_tokens: int,
     z_loss_weight: float = 0.0,
     observe: Observer | None = None,
+    step: CrossEntropyStep = torch_step,
 ) -> LossFunction:
     """Make the loss of a mixture of ``num_sources`` sources.
 
     The sum it returns is what is optimised: cross entropy and, with a weight above 0, the z-loss
     (arXiv:2204.02311, section 5). Its metric sums are ``source_loss_sum`` and ``source_tokens``,
     both [num_sources] and of the cross entropy alone, and with a weight ``z_loss_sum``, a scalar.
-    ``observe`` is shown every micro-batch whose rows are numbered.
+    ``observe`` is shown every micro-batch whose rows are numbered; ``step`` makes losses and
+    gradient of a chunk of logits.
     """
 
     def loss(hidden: Tensor, head: nn.Module, batch: StepBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -47,6 +54,7 @@ def pretraining_loss(
             chunk_tokens,
             partition,
             z_loss_weight,
+            step,
         )
         losses = losses.view_as(batch.targets)
         if observe is not None and batch.row_ids is not None:

@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from llmtrain.config.model import ModelConfig
-from llmtrain.data.batch import StepBatch
 from llmtrain.engine.protocol import StepResult
 from llmtrain.planner.flops import CONVENTION, flops_per_token, peak_tflops
-from llmtrain.train.loop import BatchSource
+from llmtrain.train.feed import Feed
 from llmtrain.train.progress import Progress
 from llmtrain.train.schedule import Schedule
 
@@ -36,23 +35,6 @@ class Sink(Protocol):
     def write(self, row: Row) -> None:
         """Take one row."""
         ...
-
-
-class TimedBatches:
-    """A batch source on the device that counts the seconds the loop waited for it."""
-
-    def __init__(self, source: BatchSource, device: torch.device) -> None:
-        self._source = source
-        self._device = device
-        self.waited_s = 0.0
-        """Seconds waited since the counter was last set to 0."""
-
-    def at(self, step: int) -> StepBatch:
-        """The batch of ``step`` from the source, moved to the device."""
-        started = time.perf_counter()
-        batch = self._source.at(step).to(self._device)
-        self.waited_s += time.perf_counter() - started
-        return batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +120,7 @@ class Metrics:
         *,
         schedule: Schedule,
         source_names: Sequence[str],
-        batches: TimedBatches,
+        batches: Feed,
         batch_hash: Callable[[int], str],
         every_steps: int,
     ) -> None:

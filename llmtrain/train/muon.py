@@ -5,14 +5,16 @@ Newton-Schulz iterations approximate, and scaled to the size of AdamW's updates,
 learning rate and decay carry over (arXiv:2502.16982, section 2.2 and equation 4).
 
 Invariant: the iterations see whole matrices, wherever the parts of them lie (parallel/matrices.py);
-the rest is elementwise, so a step does the same on every layout. The update is gated and its
-gradients divided on the device (train/gate.py).
+the rest is elementwise, so a step does the same on every layout, but for the rounding of products
+whose matrices are taken together in another number. The update is gated and its gradients divided
+on the device (train/gate.py).
 
     optimizer = Muon(matrices, rest=adamw, matrix_map=matrix_map(owned, world), config=config)
     optimizer.step()
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,19 +45,61 @@ UPDATE_RMS = 0.2
 SMALLEST_NORM = 1e-7
 """Norm below which a matrix counts as zero."""
 
+BATCH_ELEMENTS = {"cpu": 1 << 16, "cuda": 1 << 25}
+"""Elements of the matrices of one batch, by device; at least one matrix.
 
-def orthogonalize(matrix: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
-    """Bring all singular values of ``matrix`` [rows, columns] near 1 by Newton-Schulz iterations.
+Larger ones fill a device alone; on the CPU, beyond its caches, batches cost more than they save.
+"""
 
-    Works in the type of ``matrix``; values below about 0.002 of its norm stay small after 5 steps.
+
+def orthogonalize(matrices: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
+    """Bring all singular values of every matrix near 1 by Newton-Schulz iterations.
+
+    Works in the type of ``matrices``; values below about 0.002 of a matrix's norm stay small after
+    5 steps.
+
+    Args:
+        matrices: one [rows, columns], or a batch [B, rows, columns].
+        steps: number of iterations.
     """
     a, b, c = NEWTON_SCHULZ_COEFFICIENTS
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x: Tensor = wide / wide.norm().clamp(min=SMALLEST_NORM)
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    wide = matrices.mT if tall else matrices
+    norms = torch.linalg.matrix_norm(wide, keepdim=True).clamp(min=SMALLEST_NORM)
+    x: Tensor = wide / norms
+    add_product = torch.addmm if x.dim() == 2 else torch.baddbmm
     for _ in range(steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x if wide is matrix else x.T
+        gram = x @ x.mT
+        x = add_product(x, add_product(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+def orthogonalize_all(matrices: Sequence[Tensor], steps: int = NEWTON_SCHULZ_STEPS) -> list[Tensor]:
+    """Orthogonalise matrices, those of equal size (tall ones turned) in batches."""
+    alike: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+    for number, matrix in enumerate(matrices):
+        alike[tuple(sorted(matrix.shape))].append(number)
+    results = list(matrices)
+    for (small, large), numbers in alike.items():
+        limit = BATCH_ELEMENTS[matrices[numbers[0]].device.type]
+        size = max(1, limit // (small * large))
+        for start in range(0, len(numbers), size):
+            members = numbers[start : start + size]
+            if len(members) == 1:  # a batch of one is slower than a matrix
+                results[members[0]] = orthogonalize(matrices[members[0]], steps)
+                continue
+            wide = torch.stack([_wide(matrices[number]) for number in members])
+            for number, result in zip(members, orthogonalize(wide, steps), strict=True):
+                results[number] = result if _is_wide(matrices[number]) else result.T
+    return results
+
+
+def _is_wide(matrix: Tensor) -> bool:
+    return matrix.shape[0] <= matrix.shape[1]
+
+
+def _wide(matrix: Tensor) -> Tensor:
+    return matrix if _is_wide(matrix) else matrix.T
 
 
 class Muon(torch.optim.Optimizer):
@@ -131,5 +175,7 @@ class Muon(torch.optim.Optimizer):
         """Give the local parts of the orthogonalised wholes of which ``parts`` are local parts."""
         dtype = torch.bfloat16 if self._bf16 else parts[0].dtype
         values = {name: part.to(dtype) for name, part in zip(self._names, parts, strict=True)}
-        results = self._matrix_map(lambda whole: orthogonalize(whole, self._num_steps), values)
+        results = self._matrix_map(
+            lambda wholes: orthogonalize_all(wholes, self._num_steps), values
+        )
         return [results[name].to(parts[0].dtype) for name in self._names]

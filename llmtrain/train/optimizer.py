@@ -4,12 +4,13 @@ Hyper-parameters live here and in the configuration only, never in a checkpoint.
 takes ``found_inf`` and ``grad_scale`` on the device (docs/decisions/gated-update.md) and counts its
 updates per parameter in ``state[parameter]["step"]``; other states have the parameter's shape.
 
-    factory = optimizer_factory(OptimizerConfig(lr=1e-3))
-    optimizer = factory([(info, parameter), ...], matrix_map(owned, world))
+    factory = optimizer_factory(OptimizerConfig(lr=1e-3), seed=0)
+    optimizer = factory([(info, parameter), ...], matrix_map(owned, world), regions)
     # the engine sets group["lr"] before each step
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,8 +21,11 @@ from llmtrain.engine.protocol import OptimizerFactory
 from llmtrain.errors import ConfigError
 from llmtrain.model.parameters import ParameterInfo
 from llmtrain.parallel.matrices import MatrixMap
+from llmtrain.parallel.region import Region, sizes
+from llmtrain.train.adamw import AdamW, Place
 from llmtrain.train.lion import Lion
 from llmtrain.train.muon import Muon
+from llmtrain.train.rounding import rounding_key
 
 NamedParameters = Sequence[tuple[ParameterInfo, nn.Parameter]]
 """Rows of the parameter table with the (possibly sharded) parameters they stand for."""
@@ -30,53 +34,98 @@ EPS = 1e-8
 """Added to the root of AdamW's second moment where ``optimizer.eps`` names nothing."""
 
 
-def adamw(
-    config: OptimizerConfig, parameters: NamedParameters, matrix_map: MatrixMap
-) -> torch.optim.Optimizer:
-    """AdamW (arXiv:1711.05101), fused: it takes ``found_inf`` on the device to skip an update."""
-    del matrix_map
-    return torch.optim.AdamW(
-        parameter_groups(config, parameters),
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What an update rule needs beside the parameters."""
+
+    config: OptimizerConfig
+    """Kind, rates, moments."""
+    matrix_map: MatrixMap
+    """Applies functions to whole matrices."""
+    seed: int
+    """Run seed: stochastic rounding derives from it."""
+    regions: Mapping[str, Region] | None
+    """Where the tensors lie in the whole parameters, by name.
+
+    None where the engine updates other tensors than it names, as DeepSpeed its fp32 partitions.
+    """
+
+
+def adamw(setting: Setting, parameters: NamedParameters) -> torch.optim.Optimizer:
+    """AdamW (arXiv:1711.05101): torch's fused one, or our own where anything is kept in bf16.
+
+    Both take ``found_inf`` on the device to skip an update.
+    """
+    config = setting.config
+    groups = parameter_groups(config, parameters)
+    betas, eps = (config.beta1, config.beta2), EPS if config.eps is None else config.eps
+    regions = setting.regions
+    in_bf16 = config.state_dtype == "bf16" or any(p.dtype == torch.bfloat16 for _, p in parameters)
+    if regions is None or not in_bf16:
+        return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=eps, fused=True)
+    return AdamW(
+        groups,
         lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        eps=EPS if config.eps is None else config.eps,
-        weight_decay=config.weight_decay,
-        fused=True,
+        betas=betas,
+        eps=eps,
+        state_dtype=torch.bfloat16 if config.state_dtype == "bf16" else torch.float32,
+        places={p: _place(setting.seed, info, p, regions[info.name]) for info, p in parameters},
     )
 
 
-def lion(
-    config: OptimizerConfig, parameters: NamedParameters, matrix_map: MatrixMap
-) -> torch.optim.Optimizer:
+def _place(seed: int, info: ParameterInfo, parameter: nn.Parameter, region: Region) -> Place:
+    """Say where a tensor draws its roundings."""
+    if sizes(region) != tuple(parameter.shape):
+        raise ValueError(
+            f"{info.name}: a tensor of shape {tuple(parameter.shape)} cannot be the region "
+            f"{region} of {info.shape}"
+        )
+    return Place(rounding_key(seed, info.name), region, info.shape)
+
+
+def lion(setting: Setting, parameters: NamedParameters) -> torch.optim.Optimizer:
     """Lion (arXiv:2302.06675)."""
-    del matrix_map
+    config = setting.config
     groups = parameter_groups(config, parameters)
     return Lion(groups, lr=config.lr, betas=(config.beta1, config.beta2))
 
 
-def muon(
-    config: OptimizerConfig, parameters: NamedParameters, matrix_map: MatrixMap
-) -> torch.optim.Optimizer:
+def muon(setting: Setting, parameters: NamedParameters) -> torch.optim.Optimizer:
     """Muon for the matrices of the blocks, AdamW for embedding, head, norms and biases."""
     trained = _trainable(parameters)
     matrices = [(info, p) for info, p in trained if is_block_matrix(info)]
     others = [(info, p) for info, p in trained if not is_block_matrix(info)]
-    rest = adamw(config, others, matrix_map) if others else None
-    return Muon(matrices, rest, matrix_map, config)
+    rest = adamw(setting, others) if others else None
+    return Muon(matrices, rest, setting.matrix_map, setting.config)
 
 
-OPTIMIZERS: dict[
-    str, Callable[[OptimizerConfig, NamedParameters, MatrixMap], torch.optim.Optimizer]
-] = {"adamw": adamw, "muon": muon, "lion": lion}
+OPTIMIZERS: dict[str, Callable[[Setting, NamedParameters], torch.optim.Optimizer]] = {
+    "adamw": adamw,
+    "muon": muon,
+    "lion": lion,
+}
 """Update rules by ``optimizer.kind``."""
 
 
-def optimizer_factory(config: OptimizerConfig) -> OptimizerFactory:
-    """Give the factory of ``optimizer.kind``; raises ConfigError for a kind not in the map."""
+def optimizer_factory(config: OptimizerConfig, seed: int = 0) -> OptimizerFactory:
+    """Give the factory of ``optimizer.kind``; raises ConfigError for a kind not in the map.
+
+    ``seed`` is the run's; stochastic rounding alone draws from it.
+    """
     if config.kind not in OPTIMIZERS:
         raise ConfigError(f"optimizer.kind={config.kind} is not one of {sorted(OPTIMIZERS)}")
     make = OPTIMIZERS[config.kind]
-    return lambda parameters, matrix_map: make(config, parameters, matrix_map)
+
+    def factory(
+        parameters: NamedParameters, matrix_map: MatrixMap, regions: Sequence[Region] | None = None
+    ) -> torch.optim.Optimizer:
+        held = None
+        if regions is not None:
+            rows = zip(parameters, regions, strict=True)
+            held = {info.name: region for (info, _), region in rows}
+        return make(Setting(config, matrix_map, seed, held), parameters)
+
+    return factory
 
 
 def is_block_matrix(info: ParameterInfo) -> bool:

@@ -40,6 +40,8 @@ class ExitReason(Enum):
     """Another rank stopped answering; nothing was saved."""
     REFUSED = "refused"
     """An input is wrong, as the message says."""
+    OUT_OF_MEMORY = "out_of_memory"
+    """A device had no room; the log says what to change."""
     FAILED = "failed"
     """A fault: an exception escaped."""
 

@@ -36,14 +36,14 @@ SHAPE = BatchShape(rows=8, sequence_length=24, vocab_size=MODEL.vocab_size)
 
 
 def weigh(
-    place: Place, parallel: ParallelConfig, engine: EngineConfig, kind: str
+    place: Place, parallel: ParallelConfig, engine: EngineConfig, optimizer: OptimizerConfig
 ) -> tuple[Seat, int, int, int]:
     """Take two steps; where this rank sits, and its bytes of parameters, gradients, state."""
     with World(parallel, engine, place) as world:
         made = make_engine(
             MODEL, parallel, engine, world, seed=5,
             loss=pretraining_loss(SHAPE.num_sources, chunk_tokens=16),
-            optimizer_factory=optimizer_factory(OptimizerConfig(kind=kind)), grad_clip_norm=1.0,
+            optimizer_factory=optimizer_factory(optimizer), grad_clip_norm=1.0,
         )  # fmt: skip
         batch = rank_rows(synthetic_batch(SHAPE, 3, 0), world.dp_rank, world.dp_size, 1)
         made.train_step(batch, 1e-3, no_limits(world.device))

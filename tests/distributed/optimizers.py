@@ -1,6 +1,6 @@
 """Bodies that ranks run in the tests of optimizers, whole matrices and sums over replicas."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -144,9 +144,9 @@ def _exact(
     run = MatrixExchange(owned, group, CPU, round_bytes=round_bytes)
     calls = torch.zeros((), dtype=torch.int64)
 
-    def function(matrix: Tensor) -> Tensor:
-        calls.add_(1)
-        return orthogonalize(matrix)
+    def function(matrices: Sequence[Tensor]) -> list[Tensor]:
+        calls.add_(len(matrices))
+        return [orthogonalize(matrix) for matrix in matrices]
 
     results = run(function, parts)
     dist.all_reduce(calls, group=group)

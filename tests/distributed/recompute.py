@@ -1,6 +1,8 @@
 """Bodies that ranks run in the tests of recomputation and compilation."""
 
+import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +14,14 @@ from llmtrain.config.training import OptimizerConfig
 from llmtrain.data.synthetic import BatchShape, rank_rows, synthetic_batch
 from llmtrain.engine.choose import make_engine
 from llmtrain.engine.step import no_limits
+from llmtrain.parallel import offload
 from llmtrain.parallel.apply import build_local_model
 from llmtrain.parallel.local import LocalModel
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import Place
 from llmtrain.train.loss import pretraining_loss
 from llmtrain.train.optimizer import optimizer_factory
+from tests.distributed.rig import snapshot
 
 MODEL = ModelConfig(
     vocab_size=67,
@@ -29,7 +33,8 @@ MODEL = ModelConfig(
     qk_norm=True,
     attention_bias=True,
 )
-SHAPE = BatchShape(rows=8, sequence_length=24, vocab_size=MODEL.vocab_size)
+SHAPE = BatchShape(rows=4, sequence_length=24, vocab_size=MODEL.vocab_size)
+"""Two micro-batches on each of two data ranks."""
 
 
 def exact(
@@ -48,6 +53,41 @@ def exact(
                 f"{policy}: {name}" for name in want if not torch.equal(got[name], want[name])
             ]
         return different
+
+
+def exact_when(place: Place, parallel: ParallelConfig, changes: dict[str, Any]) -> list[str]:
+    """Compare a step with ``changes`` of the layout to one without; name what differs in bits."""
+    engine = EngineConfig(device="cpu", timeout_s=60.0)
+    small, offload.MIN_BYTES = offload.MIN_BYTES, 1
+    try:
+        with World(parallel, engine, place) as world:
+            want = step(world, parallel, engine)
+            got = step(world, replace(parallel, **changes), engine)
+    finally:
+        offload.MIN_BYTES = small
+    return [name for name in want if not torch.equal(got[name], want[name])]
+
+
+def inside_and_after(place: Place, parallel: ParallelConfig) -> list[str]:
+    """Train two steps with updates in the backward and after it; name states that differ."""
+    engine = EngineConfig(precision="bf16", device="cpu", timeout_s=60.0)
+    states = []
+    with World(parallel, engine, place) as world:
+        rows = rank_rows(synthetic_batch(SHAPE, 3, 0), world.dp_rank, world.dp_size, 1)
+        batch = replace(rows, num_microbatches=1)
+        for inside in (False, True):
+            made = make_engine(
+                MODEL, parallel, engine, world, seed=5,
+                loss=pretraining_loss(SHAPE.num_sources, chunk_tokens=16),
+                optimizer_factory=optimizer_factory(OptimizerConfig()), grad_clip_norm=math.inf,
+                update_in_backward=inside,
+            )  # fmt: skip
+            for _ in range(2):
+                result = made.train_step(batch, 1e-2, no_limits(world.device))
+            states.append({**snapshot(made), "grad norm": result.grad_norm})
+            made.close()
+    after, inside_ = states
+    return [name for name in after if not torch.equal(after[name], inside_[name])]
 
 
 def compiled(place: Place, parallel: ParallelConfig, backend: str) -> float:

@@ -57,7 +57,8 @@ def rig_in(world: World, config: RunConfig, observe: Observer | None = None) -> 
         loss=pretraining_loss(
             SHAPE.num_sources, config.engine.loss_chunk_tokens, observe=observe
         ),
-        optimizer_factory=optimizer_factory(config.optimizer), grad_clip_norm=1.0,
+        optimizer_factory=optimizer_factory(config.optimizer, config.training.seed),
+        grad_clip_norm=1.0,
     )  # fmt: skip
     yield Rig(config, world, engine)
     engine.close()

@@ -6,6 +6,7 @@ import pytest
 
 from llmtrain.config.engine import DeepSpeedConfig, EngineConfig
 from llmtrain.config.parallel import ParallelConfig
+from llmtrain.config.training import OptimizerConfig
 from llmtrain.planner.memory import seats_of, state_bytes
 from tests.distributed.memory import MODEL, weigh
 from tests.world import RankPool
@@ -30,7 +31,10 @@ NATIVE = {
 
 
 def check(
-    ranks: RankPool, parallel: ParallelConfig, engine: EngineConfig, optimizer: str = "adamw"
+    ranks: RankPool,
+    parallel: ParallelConfig,
+    engine: EngineConfig,
+    optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008  # frozen
 ) -> None:
     """Compare every rank's three figures with the formula's, within 1 %."""
     assert isinstance(parallel.dp_shard, int)
@@ -57,7 +61,14 @@ def test_native_precisions(layout: str, precision: str, ranks: RankPool) -> None
 
 @pytest.mark.parametrize(("layout", "optimizer"), [("fsdp2", "muon"), ("tp2", "lion")])
 def test_native_optimizers(layout: str, optimizer: str, ranks: RankPool) -> None:
-    check(ranks, NATIVE[layout], EngineConfig(device="cpu", timeout_s=60.0), optimizer)
+    engine = EngineConfig(device="cpu", timeout_s=60.0)
+    check(ranks, NATIVE[layout], engine, OptimizerConfig(kind=optimizer))
+
+
+@pytest.mark.parametrize("layout", ["one process", "fsdp2"])
+def test_native_without_masters(layout: str, ranks: RankPool) -> None:
+    engine = EngineConfig(precision="bf16", master_dtype="bf16", device="cpu", timeout_s=60.0)
+    check(ranks, NATIVE[layout], engine, OptimizerConfig(state_dtype="bf16"))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -1,6 +1,8 @@
 """``llmtrain parity`` runs its own ranks, prints the worst last, and fails beyond the tolerance."""
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from llmtrain.config.parallel import ParallelConfig
 from llmtrain.config.training import TrainingConfig
 from llmtrain.errors import LayoutError
 from tests.distributed.layouts import MODEL
+from tests.world import RankPool
 
 CONFIG = ParityConfig(
     model=MODEL,
@@ -34,8 +37,14 @@ def test_pipeline_against_one_device(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_deepspeed_against_the_native_engine_on_one_device(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, deepspeed_ranks: RankPool
 ) -> None:
+    """In ranks that live: those of the test above are processes of parity's own."""
+
+    def run_ranks(body: Callable[..., None], size: int, store: Path, *given: object) -> None:
+        deepspeed_ranks.run(body, *given, size=size)
+
+    monkeypatch.setattr(parity, "run_ranks", run_ranks)
     config = dataclasses.replace(
         CONFIG,
         parallel=ParallelConfig(dp_shard=2),

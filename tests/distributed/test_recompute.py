@@ -1,9 +1,17 @@
-"""Recomputation changes no bit, wherever a block runs; compiled blocks stay within rounding."""
+"""What saves memory changes no bit, wherever a block runs; compiled ones stay within rounding."""
+
+from typing import Any
 
 import pytest
 
 from llmtrain.config.parallel import ParallelConfig
-from tests.distributed.recompute import compiled, exact, exact_under_zero
+from tests.distributed.recompute import (
+    compiled,
+    exact,
+    exact_under_zero,
+    exact_when,
+    inside_and_after,
+)
 from tests.world import RankPool
 
 ALL = ("full", "selective", "budget")
@@ -43,3 +51,23 @@ def test_same_bits_under_zero(stage: int, deepspeed_ranks: RankPool) -> None:
 def test_compiled_blocks_inside_layouts(layout: str, ranks: RankPool) -> None:
     size, parallel = LAYOUTS[layout]
     assert max(ranks.run(compiled, parallel, "aot_eager", size=size)) <= 5e-6
+
+
+@pytest.mark.parametrize(
+    ("layout", "changes"),
+    [
+        ("fsdp2", {"activation_offload": True, "fsdp_prefetch": 2}),
+        ("tp2", {"activation_offload": True}),
+        ("pp2_interleaved", {"activation_offload": True, "recompute": "full"}),
+        ("fsdp2", {"fsdp_prefetch": 0}),
+    ],
+)
+def test_same_bits_offloaded_or_gathered_ahead(
+    layout: str, changes: dict[str, Any], ranks: RankPool
+) -> None:
+    size, parallel = LAYOUTS[layout]
+    assert ranks.run(exact_when, parallel, changes, size=size) == [[]] * size
+
+
+def test_updates_in_the_backward_of_shards(ranks: RankPool) -> None:
+    assert ranks.run(inside_and_after, ParallelConfig(dp_shard=2), size=2) == [[]] * 2

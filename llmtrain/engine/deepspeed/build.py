@@ -25,8 +25,9 @@ from llmtrain.errors import LayoutError
 from llmtrain.model.init import initialize_
 from llmtrain.model.parameters import ParameterInfo, parameter_table
 from llmtrain.model.transformer import Transformer
-from llmtrain.ops.attention import select_attention
-from llmtrain.parallel.matrices import run_alone
+from llmtrain.ops.attention.choose import needs_of, select_attention
+from llmtrain.ops.kernels import select_kernels
+from llmtrain.parallel.matrices import MatrixFunction, run_alone
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.precision import COMPUTE_DTYPES, MasterWeights
 from llmtrain.parallel.recompute import apply_recompute
@@ -114,7 +115,8 @@ def _module(parts: EngineParts, world: World) -> StageModule:
             layers=split_layers(model, parallel.pp)[world.pp_rank],
             embedding=world.pp_rank == 0,
             head=last,
-            attention=select_attention(engine.attention, world.device),
+            attention=select_attention(engine.attention, world.device, needs_of(model, engine)),
+            kernels=select_kernels(engine.kernels, world.device),
         ).to(torch.bfloat16 if bf16 else torch.float32)
     apply_recompute(transformer, parallel, COMPUTE_DTYPES[engine.precision], world.device)
     return StageModule(transformer, parts.loss if last else None)
@@ -167,9 +169,7 @@ def _write_start_values(holder: Holder, model: ModelConfig, seed: int) -> None:
         holder.publish()
 
 
-def _no_matrices(
-    function: Callable[[Tensor], Tensor], values: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def _no_matrices(function: MatrixFunction, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Refuse what ZeRO cannot give: its partitions are runs of flattened parameters."""
     raise LayoutError(
         f"the optimizer asks for {len(values)} whole matrices, DeepSpeed keeps flat partitions; "

@@ -143,6 +143,19 @@ def test_a_config_dir_adds_groups(tmp_path: Path) -> None:
         load("train", [TOKENS], RunConfig, [tmp_path / "none"])
 
 
+def test_a_composition_leaves_nothing_behind_for_the_next(tmp_path: Path) -> None:
+    """The shipped files are read once in a process, those of a user every time."""
+    before = compose("train", [TOKENS])
+    compose("train", [TOKENS, "model.vocab_size=7", "+optimizer.mine=1", "~checkpoint.every_steps"])
+    assert compose("train", [TOKENS]) == before
+    mine = tmp_path / "experiment" / "mine.yaml"
+    mine.parent.mkdir()
+    for seed in (1, 2):
+        mine.write_text(f"# @package _global_\ntraining:\n  seed: {seed}\n")
+        config = load("train", [TOKENS, "experiment=mine"], RunConfig, [tmp_path])
+        assert config.training.seed == seed
+
+
 def test_what_is_written_is_read_back_the_same(tmp_path: Path) -> None:
     config = train("experiment=demo", "optimizer.grad_clip_norm=inf", "optimizer.eps=1e-9")
     assert to_yaml(config) == to_yaml(build(RunConfig, from_yaml(to_yaml(config))))

@@ -23,6 +23,16 @@ KEEP = "parallel.reshard_after_forward=false"
 ZERO3 = "engine.deepspeed.zero_stage=3"
 OVERLAPPED = "parallel.replica_sum=overlapped"
 
+OFFLOAD = "parallel.activation_offload=true"
+GRAPHS = "engine.cuda_graphs=true"
+COMPILE = "engine.compile=true"
+INSIDE = ["optimizer.in_backward=true", "optimizer.grad_clip_norm=.inf",
+          "training.micro_batch_size=8"]  # fmt: skip
+"""An update in the backward, of one micro-batch of all rows."""
+
+BF16 = ["engine.precision=bf16"]
+FP8 = [*BF16, "engine.fp8=tensorwise"]
+
 TRAPS = [
     (["parallel.schedule=dualpipev", RESHARD], "wrong without an error"),
     (["parallel.schedule=zbv", RESHARD], "reshard_after_forward=true found with parallel.schedule"),
@@ -125,6 +135,34 @@ REFUSED = [
     ),
     (1, [DEEPSPEED, "engine.deepspeed.offload_parameters=true"], "use zero_stage=3"),
     (2, [DEEPSPEED, "optimizer.kind=muon"], "use zero_stage=0 or engine.kind=native"),
+    (1, [DEEPSPEED, OFFLOAD], "use engine.kind=native or parallel.recompute=full"),
+    (1, [OFFLOAD, "parallel.recompute=selective"], "use recompute=full, which offloads"),
+    (2, ["parallel.pp=2", "parallel.schedule=zbv", OFFLOAD], "everything would travel twice"),
+    (1, ["parallel.fsdp_prefetch=2"], "parallel.fsdp_prefetch=2 has no effect on one rank"),
+    (1, [GRAPHS], "use compile=true"),
+    (1, [GRAPHS, COMPILE, "engine.device=cpu"], "the CPU launches no kernels"),
+    (2, [GRAPHS, COMPILE], "2 ranks along dp_shard: a recording reads parameters"),
+    (2, [GRAPHS, COMPILE, "parallel.pp=2"], "has memory for one; use cuda_graphs=false"),
+    (2, [GRAPHS, COMPILE, "parallel.tp=2"], "parallel.tp=2, cp=1: blocks talk to other ranks"),
+    (1, [GRAPHS, COMPILE, OFFLOAD], "nothing would be saved; use one of them"),
+    (1, [*INSIDE, DEEPSPEED], "DeepSpeed updates after the backward; use engine.kind=native"),
+    (1, [*INSIDE, "optimizer.grad_clip_norm=0.5"], "grad_clip_norm=0.5: the global norm is"),
+    (1, [*INSIDE, "optimizer.kind=muon"], "use adamw or lion"),
+    (2, [*INSIDE, "training.micro_batch_size=2"], "use training.micro_batch_size=4 or more"),
+    (2, [*INSIDE, "parallel.tp=2"], "in_backward=true found with parallel.tp=2, dp_replicate=1"),
+    (2, [*INSIDE, "training.micro_batch_size=4", "parallel.cpu_offload=true"], "wait for every"),
+    (1, [*FP8, DEEPSPEED], "DeepSpeed runs are not converted; use engine.kind=native or fp8=none"),
+    (2, [*FP8, "parallel.pp=2", "parallel.schedule=zbv"], "comes in one piece"),
+    (
+        1,
+        [*FP8, "training.sequence_length=60", "training.global_batch_tokens=2040"],
+        "micro_batch_size=1 x sequence_length=60 / parallel.cp=1 tokens",
+    ),
+    (1, [*FP8, "engine.fp8_all_gather=true"], "use parallel.dp_shard of at least 2 or fp8_all_g"),
+    (2, [*FP8, "engine.fp8_all_gather=true", "parallel.cpu_offload=true"], "where the shards lie"),
+    (1, ["optimizer.state_dtype=bf16", DEEPSPEED], "use engine.kind=native, or fp32 for both"),
+    (1, [*BF16, "engine.master_dtype=bf16", "optimizer.kind=lion"], "use kind=adamw or master_dt"),
+    (1, ["optimizer.state_dtype=bf16", "engine.precision=fp64"], "use state_dtype=fp32 or precis"),
 ]  # fmt: skip
 """Processes (None: as few as the layout needs), overrides, part of the one sentence."""
 
@@ -186,6 +224,12 @@ def size_of(run: RunConfig) -> int:
         (2, ["parallel.cp=2", "parallel.dp_shard=1", OVERLAPPED]),
         (4, ["parallel.dp_replicate=2", "parallel.cpu_offload=true"]),
         (2, ["parallel.cp=2", "parallel.cp_method=ulysses"]),
+        (2, [*INSIDE, "training.micro_batch_size=4", "parallel.fsdp_prefetch=2"]),
+        (1, [GRAPHS, COMPILE]),
+        (2, [OFFLOAD, "parallel.recompute=full"]),
+        (2, [*FP8, "engine.fp8_all_gather=true", "parallel.recompute=selective"]),
+        (4, [*FP8, "parallel.pp=2", "parallel.tp=2", COMPILE]),
+        (4, [*BF16, "engine.master_dtype=bf16", "optimizer.state_dtype=bf16", "parallel.tp=2"]),
         (2, [DEEPSPEED, ZERO3, "engine.deepspeed.offload_parameters=true"]),
         (4, [DEEPSPEED, "parallel.pp=2", "engine.deepspeed.zero_stage=1"]),
     ],

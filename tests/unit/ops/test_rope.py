@@ -15,7 +15,7 @@ from llmtrain.config.model import (
     RopeScaling,
     YarnRopeScaling,
 )
-from llmtrain.ops.rope import Rotation, rope_frequencies
+from llmtrain.ops.rope import Rotation, rope_frequencies, rotate
 
 SCALINGS = [
     LinearRopeScaling(factor=4.0),
@@ -66,11 +66,13 @@ def test_rotation_turns_pairs_as_complex_numbers() -> None:
     frequencies, _ = rope_frequencies(8, 100.0)
     positions = torch.tensor([[0, 1, 5, 0, 1]])
     x = torch.randn(1, 5, 3, 8, dtype=torch.float64)
-    turned = Rotation.at(positions, frequencies, 1.0, torch.float64).apply(x)
+    rotation = Rotation.at(positions, frequencies, 1.0, torch.float64)
+    turned = rotate(x, x[:, :, 1:], rotation.cos, rotation.sin)
     pairs = torch.complex(x[..., :4], x[..., 4:])
     angles = positions[..., None, None] * frequencies.double()
-    expected = pairs * torch.polar(torch.ones_like(angles), angles)
-    torch.testing.assert_close(turned, torch.cat((expected.real, expected.imag), dim=-1))
+    turned_pairs = pairs * torch.polar(torch.ones_like(angles), angles)
+    expected = torch.cat((turned_pairs.real, turned_pairs.imag), dim=-1)
+    torch.testing.assert_close(turned, (expected, expected[:, :, 1:]))
 
 
 def test_scores_depend_on_the_distance_alone() -> None:
@@ -78,11 +80,13 @@ def test_scores_depend_on_the_distance_alone() -> None:
     q, k = torch.randn(2, 1, 1, 1, 16, dtype=torch.float64)
 
     def score(q_position: int, k_position: int) -> float:
-        at = [
+        at_q, at_k = (
             Rotation.at(torch.tensor([[p]]), frequencies, 1.0, torch.float64)
             for p in (q_position, k_position)
-        ]
-        return (at[0].apply(q) * at[1].apply(k)).sum().item()
+        )
+        turned_q, _ = rotate(q, q, at_q.cos, at_q.sin)
+        _, turned_k = rotate(k, k, at_k.cos, at_k.sin)
+        return (turned_q * turned_k).sum().item()
 
     assert math.isclose(score(7, 3), score(1007, 1003), rel_tol=1e-9)
 
@@ -91,4 +95,5 @@ def test_angles_stay_in_fp32_for_bf16_models() -> None:
     frequencies, _ = rope_frequencies(8, 10000.0)
     rotation = Rotation.at(torch.tensor([[1001]]), frequencies, 1.0, torch.bfloat16)
     assert rotation.cos.dtype == torch.float32
-    assert rotation.apply(torch.ones(1, 1, 1, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    ones = torch.ones(1, 1, 1, 8, dtype=torch.bfloat16)
+    assert rotate(ones, ones, rotation.cos, rotation.sin)[0].dtype == torch.bfloat16

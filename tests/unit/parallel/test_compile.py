@@ -42,7 +42,7 @@ def fresh_compiler():  # type: ignore[no-untyped-def]
 def model(recompute: str = "none") -> Transformer:
     made = Transformer(MODEL)
     initialize_model(made, MODEL, seed=0)
-    parallel = ParallelConfig(recompute=recompute, recompute_budget=0.4)
+    parallel = ParallelConfig(recompute=recompute, recompute_budget=0.45)
     apply_recompute(made, parallel, torch.float32, CPU)
     return made
 
@@ -97,3 +97,28 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks.shutil, "which", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler.*apt-get install g\+\+"):
         compile_blocks(model(), CPU)
+
+
+def test_cuda_graphs_need_a_gpu() -> None:
+    with pytest.raises(ConfigError, match=r"cuda_graphs=true needs a CUDA device, found cpu; set"):
+        compile_blocks(model(), CPU, cuda_graphs=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_recorded_blocks_add_up_micro_batches() -> None:
+    """Several replays into gradients that stay: the memory of a recording is used again."""
+    device = torch.device("cuda", 0)
+    with device:
+        plain, recorded = model().to(device), model().to(device)
+        compile_blocks(recorded, device, cuda_graphs=True)
+        for parameter in recorded.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        tokens = torch.arange(24).reshape(2, 12)
+        positions = torch.arange(12, dtype=torch.int32).repeat(2, 1)
+        for step in range(5):
+            for one in (plain, recorded):
+                hidden = one((tokens + step) % 31, positions, positions // 5)
+                one.logits(hidden).logsumexp(-1).sum().backward()
+    for got, want in zip(recorded.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, want.grad, rtol=1e-4, atol=1e-5)

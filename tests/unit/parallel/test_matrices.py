@@ -78,4 +78,4 @@ def test_vectors_are_left_out_and_empty_regions_carry_nothing() -> None:
 
 
 def test_one_process_applies_the_function_itself() -> None:
-    assert run_alone(torch.neg, {"a": torch.ones(2, 2)})["a"].sum() == -4
+    assert run_alone(torch._foreach_neg, {"a": torch.ones(2, 2)})["a"].sum() == -4

@@ -7,7 +7,7 @@ from llmtrain.config.engine import EngineConfig
 from llmtrain.config.parallel import ParallelConfig
 from llmtrain.errors import ConfigError
 from llmtrain.parallel.mesh import World
-from llmtrain.parallel.place import Place
+from llmtrain.parallel.place import Place, grow_segments
 
 
 def test_ranks_without_a_meeting_place_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,3 +32,18 @@ def test_a_gpu_asked_for_and_not_there_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="torch sees no CUDA device"):
         World(ParallelConfig(), EngineConfig(device="cuda"), Place())
+
+
+def test_segments_grow_where_the_user_set_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = torch._C._accelerator_getAllocatorSettings
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:512")
+    before = settings()
+    grow_segments()
+    assert settings() == before
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF")
+    try:
+        grow_segments()
+        assert settings() == "expandable_segments:True"
+    finally:
+        torch._C._accelerator_setAllocatorSettings("expandable_segments:False")

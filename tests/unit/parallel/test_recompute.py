@@ -10,7 +10,8 @@ from llmtrain.config.model import ModelConfig
 from llmtrain.config.parallel import ParallelConfig
 from llmtrain.model.layers import Block, BlockContext
 from llmtrain.model.transformer import Transformer
-from llmtrain.ops.attention import AttentionSpec, sdpa_attention
+from llmtrain.ops.attention.sdpa import sdpa_attention
+from llmtrain.ops.attention.spec import AttentionSpec
 from llmtrain.ops.rope import Rotation
 from llmtrain.parallel import recompute
 from llmtrain.parallel.recompute import BlockCost, apply_recompute, choose_policies, measure_block

@@ -18,7 +18,8 @@ from llmtrain.data.held_out import EvaluationBatches
 from llmtrain.engine.protocol import StepResult
 from llmtrain.planner.flops import flops_per_token
 from llmtrain.train.evaluation import Evaluation
-from llmtrain.train.metrics import Meter, Metrics, Row, TimedBatches
+from llmtrain.train.feed import Copies, Feed
+from llmtrain.train.metrics import Meter, Metrics, Row
 from llmtrain.train.progress import Progress
 from tests.stores import write_store
 
@@ -64,7 +65,7 @@ class Rows:
 
     def __init__(self, every_steps: int = 2, num_steps: int = 100) -> None:
         self.rows: list[Row] = []
-        self.batches = TimedBatches(self, CPU)
+        self.batches = Feed(self, Copies(CPU))
         steps = StepSchedule(8, 8, length_ramp=(LengthStage(until_tokens=8, sequence_length=4),))
         self.progress = Progress(num_steps=num_steps, steps=steps)
         meter = Meter(model=MODEL, peak_flops=1e12, device=CPU)

@@ -10,7 +10,8 @@ from llmtrain.config.training import OptimizerConfig
 from llmtrain.engine.state import gated_step
 from llmtrain.model.parameters import ParameterInfo
 from llmtrain.parallel.matrices import run_alone
-from llmtrain.train.muon import Muon, orthogonalize
+from llmtrain.train import muon
+from llmtrain.train.muon import Muon, orthogonalize, orthogonalize_all
 from llmtrain.train.optimizer import optimizer_factory
 
 
@@ -47,6 +48,29 @@ def test_newton_schulz_brings_singular_values_near_one(
     values = torch.linalg.svdvals(result.double())
     assert values.min() > 0.65
     assert values.max() < 1.25
+
+
+@pytest.mark.parametrize("limit", [1, 3 * 12 * 20, 1 << 16])
+def test_batches_give_what_each_matrix_gives_alone(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batched products may add in another order: fp32 agrees to 1e-6 of the largest value, 1."""
+    monkeypatch.setattr(muon, "BATCH_ELEMENTS", {"cpu": limit})
+    shapes = [(12, 20), (20, 12), (9, 9), (12, 20), (20, 12), (1, 7), (20, 12), (9, 9)]
+    sizes: list[int] = []
+
+    def counted(matrices: Tensor, steps: int) -> Tensor:
+        sizes.append(len(matrices) if matrices.dim() == 3 else 1)
+        return orthogonalize(matrices, steps)
+
+    monkeypatch.setattr(muon, "orthogonalize", counted)
+    matrices = [random(*shape, seed=n).float() for n, shape in enumerate(shapes)]
+    together = orthogonalize_all(matrices, 5)
+    assert sizes == {1: [1] * 8, 720: [3, 2, 2, 1], 1 << 16: [5, 2, 1]}[limit]
+    for matrix, result in zip(matrices, together, strict=True):
+        torch.testing.assert_close(result, orthogonalize(matrix, 5), rtol=0, atol=1e-6)
+        if limit == 1:
+            assert torch.equal(result, orthogonalize(matrix, 5))
 
 
 def test_a_matrix_of_zeros_stays_zero() -> None:

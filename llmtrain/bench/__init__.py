@@ -1,0 +1,1 @@
+"""How fast a machine trains a model, by part, beside what the machine can do."""

@@ -1,0 +1,1 @@
+"""From one training command line to processes on this machine or on a cluster."""

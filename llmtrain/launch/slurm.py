@@ -1,0 +1,187 @@
+"""Target slurm: one batch script, in it srun over the nodes, in it torchrun.
+
+Invariant: the script holds everything; it is kept in the folder of the run and may be submitted
+again by hand. Every task of an array is a run of its own.
+
+    llmtrain launch target=slurm cluster=infiniband cluster.num_nodes=2 dry_run=true ...
+"""
+
+import logging
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmtrain.config.launch import LaunchConfig, NodeGroup, SlurmLaunch
+from llmtrain.errors import ConfigError
+from llmtrain.launch import shell
+from llmtrain.launch.job import Job, interpreter, make_jobs
+from llmtrain.launch.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+_SUBMIT_S = 60.0
+
+
+def slurm(config: LaunchConfig) -> Plan:
+    """A batch job, or an array of them."""
+    launch = config.launch
+    if not isinstance(launch, SlurmLaunch):
+        raise TypeError(launch.kind)
+    ranks = [group.ranks_per_node for group in launch.groups for _ in range(group.num_nodes)]
+    jobs = make_jobs(config, ranks or None)
+    folder = _folder(jobs)
+    script = render(config, launch, jobs, folder)
+    path = folder / "job.sbatch"
+    command = ["sbatch", "--parsable", *(["--wait"] if launch.wait else []), str(path)]
+
+    def start() -> int:
+        return _submit(script, path, command)
+
+    return Plan(f"# {path}, submitted by: {shell.line(command)}\n{script}", start)
+
+
+def _folder(jobs: Sequence[Job]) -> Path:
+    """Where script and output are kept: with the run, or beside the runs of an array."""
+    first = jobs[0]
+    if len(jobs) == 1:
+        return first.run / "launch"
+    return first.run.with_name(str(first.config.name).rpartition("-")[0]) / "launch"
+
+
+def render(config: LaunchConfig, launch: SlurmLaunch, jobs: Sequence[Job], folder: Path) -> str:
+    """The batch script."""
+    first, groups = jobs[0], launch.groups
+    environment = dict(config.cluster.environment)
+    if config.cluster.cpus_per_node is not None:  # srun no longer takes it from sbatch
+        environment["SRUN_CPUS_PER_TASK"] = str(config.cluster.cpus_per_node)
+    each = [_Step(i, group.num_nodes, group.ranks_per_node) for i, group in enumerate(groups)]
+    steps = each or [_Step(None, len(first.ranks), first.ranks[0])]
+    values = {
+        "directives": "\n".join(_directives(config, launch, jobs, folder)),
+        "folder": shlex.quote(str(Path.cwd())),
+        "setup": "\n".join(launch.setup),
+        "environment": shell.exports(environment),
+        "python": shlex.quote(interpreter(config)),
+        "tasks": _tasks(jobs),
+        "gpus": str(first.gpus),
+        "num_nodes": str(len(first.ranks)),
+        "preflight": f"{_srun(steps, 'look')} || exit 2" if config.preflight else "",
+        "train": _srun(steps, "train"),
+        "requeue": "true" if launch.requeue else "false",
+    }
+    return shell.fill(shell.template("slurm.sbatch", launch.template), values)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """The nodes of one kind."""
+
+    group: int | None
+    num_nodes: int
+    ranks: int
+
+
+def _srun(steps: Sequence[_Step], script: str) -> str:
+    """Srun of one task per node, over nodes of one kind or of several."""
+    parts = [
+        ("" if step.group is None else f"--het-group={step.group} ")
+        + f"--nodes={step.num_nodes} --ntasks-per-node=1 --cpu-bind=none "
+        f'bash -c "${script}" node {step.ranks} "${{words[@]}}"'
+        for step in steps
+    ]
+    return "srun " + " : \\\n    ".join(parts)
+
+
+def _tasks(jobs: Sequence[Job]) -> str:
+    """Lines of shell that set the words, the folder and the hash of this task's run."""
+
+    def lines(job: Job, indent: str) -> str:
+        words = f"\n{indent}    ".join(shlex.quote(word) for word in job.words)
+        return (
+            f"{indent}run={shlex.quote(str(job.run))}\n{indent}hash={job.hash}\n"
+            f"{indent}words=(\n{indent}    {words}\n{indent})"
+        )
+
+    if len(jobs) == 1:
+        return lines(jobs[0], "")
+    cases = [f"    {number})\n{lines(job, ' ' * 8)}\n        ;;" for number, job in enumerate(jobs)]
+    return "\n".join(['case "$SLURM_ARRAY_TASK_ID" in', *cases, "esac"])
+
+
+def _directives(
+    config: LaunchConfig, launch: SlurmLaunch, jobs: Sequence[Job], folder: Path
+) -> Iterator[str]:
+    """The #SBATCH lines, those of further groups of nodes behind ``hetjob``."""
+    several = len(jobs) > 1
+    limit = f"%{launch.array_parallel}" if launch.array_parallel else ""
+    options: dict[str, object] = {
+        "job-name": jobs[0].label if not several else folder.parent.name,
+        "output": folder / ("%x-%A_%a.out" if several else "%x-%j.out"),
+        "open-mode": "append",
+        "account": launch.account,
+        "qos": launch.qos,
+        "time": launch.time_limit,
+        "array": f"0-{len(jobs) - 1}{limit}" if several else None,
+        "signal": f"B:USR1@{launch.signal_s}" if launch.signal_s else None,
+        "requeue": launch.requeue,
+        "no-requeue": not launch.requeue,
+        **launch.options,
+    }
+    groups = launch.groups or (_whole(jobs[0], launch),)
+    for number, group in enumerate(groups):
+        if number:
+            yield "#SBATCH hetjob"
+            options = {}
+        of_nodes = {
+            "partition": group.partition or launch.partition,
+            "nodes": group.num_nodes,
+            "ntasks-per-node": 1,
+            "gpus-per-node": group.ranks_per_node if jobs[0].gpus else None,
+            "cpus-per-task": config.cluster.cpus_per_node,
+            "mem": None if config.cluster.memory_gib is None else f"{config.cluster.memory_gib}G",
+            "constraint": group.constraint or launch.constraint,
+            "nodelist": group.nodelist,
+            "exclude": launch.exclude,
+            "exclusive": launch.exclusive,
+        }
+        for name, value in {**options, **of_nodes}.items():
+            if value is True:
+                yield f"#SBATCH --{name}"
+            elif value not in (None, False):
+                yield f"#SBATCH --{name}={shlex.quote(str(value))}"
+
+
+def _whole(job: Job, launch: SlurmLaunch) -> NodeGroup:
+    """All nodes as one group."""
+    return NodeGroup(
+        num_nodes=len(job.ranks), ranks_per_node=job.gpus or job.ranks[0], nodelist=launch.nodelist
+    )
+
+
+def _submit(script: str, path: Path, command: Sequence[str]) -> int:
+    """Keep the script and hand it to Slurm; returns the job's status where it is waited for.
+
+    Raises:
+        ConfigError: Slurm is not here, or does not take the job.
+    """
+    if shutil.which("sbatch") is None:
+        raise ConfigError("no sbatch on this machine; submit from a login node of the cluster")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(script, encoding="utf-8")
+    waited = "--wait" in command
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as job:
+        if job.stdout is None or job.stderr is None:
+            raise RuntimeError("sbatch has no output")
+        number = job.stdout.readline().strip().partition(";")[0]
+        if number:
+            logger.info("submitted job %s; its output: %s, squeue -j %s, scancel %s", number,
+                        path.parent, number, number)  # fmt: skip
+        code = job.wait(None if waited else _SUBMIT_S)
+        if not number:
+            raise ConfigError(f"sbatch does not take the job: {job.stderr.read().strip()}")
+    return code if code in (0, 2, 3) else 1

@@ -1,0 +1,1 @@
+"""Attention inside documents: one signature, several backends, one choice."""

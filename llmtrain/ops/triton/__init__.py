@@ -1,0 +1,1 @@
+"""Triton kernels behind ``llmtrain.ops.kernels``; imported only where they were chosen."""

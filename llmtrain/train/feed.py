@@ -1,0 +1,69 @@
+"""Batches on their way to the device: copied ahead, beside the step that runs.
+
+On a GPU the thread that reads batches ahead also copies them, from pinned memory and on a stream of
+its own; when the loop asks for one, the device waits for that copy where it is not done, the host
+does not. On the CPU a batch stays where it is.
+
+Invariant: the memory of a copied batch is not used again before the step that reads it is over on
+the device.
+
+    copies = Copies(world.device)
+    batches = Feed(Batches(plan, ..., finish=copies.start), copies)
+    batches.at(0)
+    batches.waited_s      # seconds the loop waited for batches
+"""
+
+import time
+
+import torch
+
+from llmtrain.data.batch import StepBatch
+from llmtrain.parallel.scopes import DATA, scope
+from llmtrain.train.loop import BatchSource
+
+
+class Copies:
+    """Copies to one device, on a stream beside the one that computes."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._side: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def start(self, batch: StepBatch) -> StepBatch:
+        """Begin the copy of a batch; in any thread. ``finish`` it before use."""
+        if self._side is None:
+            return batch
+        with torch.cuda.stream(self._side):
+            return batch.pinned().to(self._device)
+
+    def finish(self, batch: StepBatch) -> StepBatch:
+        """Have the computing stream wait for all copies begun so far; moves what is still here."""
+        if self._side is None:
+            return batch
+        computing = torch.cuda.current_stream(self._device)
+        computing.wait_stream(self._side)
+        for tensor in batch.tensors().values():
+            if tensor.device == self._device:
+                tensor.record_stream(computing)
+        return batch.to(self._device)
+
+
+class Feed:
+    """A batch source on the device that counts the seconds the loop waited for it."""
+
+    def __init__(self, source: BatchSource, copies: Copies) -> None:
+        """Serve what ``source`` gives; its batches may have been started by ``copies``."""
+        self._source = source
+        self._copies = copies
+        self.waited_s = 0.0
+        """Seconds waited since the counter was last set to 0."""
+
+    def at(self, step: int) -> StepBatch:
+        """The batch of ``step`` from the source, on the device."""
+        started = time.perf_counter()
+        with scope(DATA):
+            batch = self._copies.finish(self._source.at(step))
+        self.waited_s += time.perf_counter() - started
+        return batch
