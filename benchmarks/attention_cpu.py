@@ -50,8 +50,8 @@ def main() -> None:
     print("type      tokens  documents  window  " + "  ".join(f"{n:>9}" for n in NAMES) + "  ratio")
     for dtype in (torch.float32, torch.bfloat16):
         for tokens in [int(word) for word in sys.argv[1:]] or [1024, 2048, 4096]:
-            cases = [(64, None), (256, None), (1024, None), (tokens, None), (tokens, 256)]
-            for mean, window in cases:
+            means = sorted({mean for mean in (64, 256, 1024) if mean < tokens} | {tokens})
+            for mean, window in [*((mean, None) for mean in means), (tokens, 256)]:
                 runs = [[measure(n, dtype, tokens, mean, window) for n in NAMES] for _ in range(3)]
                 ours, dense = (min(run[i] for run in runs) for i in range(len(NAMES)))
                 print(

@@ -11,13 +11,9 @@ the absolute figures. Results go to a JSON file, and from there into a table.
 """
 
 import json
-import os
-import platform
 import shutil
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -29,7 +25,7 @@ from data_inputs import Part, prepare
 from data_rows import PARTS, Bench, Row, own_side, rows
 from data_sides import WORKERS, Measured, StageError, in_turn
 from data_table import markdown
-from reporting import note, rounded
+from reporting import commit, host, note, rounded, versions
 
 from llmtrain.errors import ConfigError, DataError
 
@@ -215,29 +211,13 @@ def describe(bench: Bench) -> dict[str, dict[str, float]]:
 
 def machine(options: Options, arguments: Sequence[str]) -> dict[str, Any]:
     """What the figures were measured on and with."""
-    root = Path(__file__).resolve().parents[1]
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=root
-    )
-    code = (
-        "import importlib.metadata as m, json, sys;"
-        "print(json.dumps({name: m.version(name) for name in sys.argv[1:]}))"
-    )
-    peer = subprocess.run(
-        [str(options.peer), "-c", code, *PEER_PACKAGES], capture_output=True, text=True, check=True
-    )
-    cpu = [s for s in Path("/proc/cpuinfo").read_text().splitlines() if s.startswith("model name")]
     return {
-        "machine": {
-            "cpu": cpu[0].split(":")[1].strip() if cpu else "", "cores": os.cpu_count(),
-            "system": platform.platform(), "python": platform.python_version(),
-            "load": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        },
-        "commit": commit.stdout.strip(),
+        "machine": host(),
+        "commit": commit(),
         "command": " ".join(["python benchmarks/data.py", *arguments]),
         "processes": WORKERS,
         "repeats": options.repeats,
-        "packages": {"ours": own_versions(), "datatrove": json.loads(peer.stdout)},
+        "packages": {"ours": own_versions(), "datatrove": versions(options.peer, PEER_PACKAGES)},
     }  # fmt: skip
 
 

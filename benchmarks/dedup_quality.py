@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from reporting import commit
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -161,13 +162,6 @@ def compare(pairs: Pairs, interpreter: str | None, seeds: int) -> dict[str, Any]
             side: round(size / 1e6 / value.seconds, 2) for side, value in sides.items()
         },
     }
-
-
-def commit() -> str:
-    """Return the version of the code that ran."""
-    command = ["git", "describe", "--always", "--dirty"]
-    root = Path(__file__).resolve().parents[1]
-    return subprocess.run(command, capture_output=True, text=True, cwd=root).stdout.strip()
 
 
 def table(result: dict[str, Any]) -> str:

@@ -15,10 +15,7 @@ the neighbours.
 import argparse
 import json
 import logging
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -28,6 +25,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist  # noqa: TID251
 import torch.nn.functional as F
+from reporting import commit, host
 from torch.distributed.fsdp import fully_shard  # noqa: TID251
 
 from llmtrain.config.engine import DeepSpeedConfig, EngineConfig
@@ -138,19 +136,12 @@ def compare(
 
 def machine() -> dict[str, object]:
     """What the figures were measured on and with."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
-    )
-    names = Path("/proc/cpuinfo").read_text().splitlines()
     return {
-        "cpu": next((n.split(":")[1].strip() for n in names if n.startswith("model name")), ""),
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
+        **host(),
         "torch": torch.__version__,
         "deepspeed": version("deepspeed"),
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "command": " ".join(sys.argv),
-        "load": os.getloadavg()[0],
     }
 
 

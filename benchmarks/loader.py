@@ -14,19 +14,16 @@ stores of many sizes.
 """
 
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from loader_corpus import dense, sparse
-from reporting import note, rounded
+from reporting import commit, host, note, rounded, versions
 
 from llmtrain.data.manifest import read_manifest
 from llmtrain.errors import ConfigError, DataError
@@ -252,26 +249,10 @@ def start(options: Options) -> dict[str, Any]:
 
 def machine(options: Options, arguments: Sequence[str]) -> dict[str, Any]:
     """What the figures were measured on and with."""
-    code = (
-        "import importlib.metadata as m, json, sys;"
-        "print(json.dumps({name: m.version(name) for name in sys.argv[1:]}))"
-    )
-    peer = subprocess.run(
-        [str(options.peer), "-c", code, *PACKAGES], capture_output=True, text=True, check=True
-    )
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE
-    )
-    names = Path("/proc/cpuinfo").read_text().splitlines()
     settings = {name: str(value) for name, value in asdict(options).items()}
     return {
-        "machine": {
-            "cpu": next((n.split(":")[1].strip() for n in names if n.startswith("model name")), ""),
-            "cores": os.cpu_count(), "system": platform.platform(),
-            "python": platform.python_version(), "load": os.getloadavg()[0],
-            "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        },
-        "commit": commit.stdout.strip(), "packages": json.loads(peer.stdout), "options": settings,
+        "machine": host(),
+        "commit": commit(), "packages": versions(options.peer, PACKAGES), "options": settings,
         "command": " ".join(["python benchmarks/loader.py", *arguments]),
     }  # fmt: skip
 

@@ -3,14 +3,11 @@
 print(table(json.loads(Path("benchmarks/results/train_cpu.json").read_text())))
 """
 
-import json
-import os
-import platform
-import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from reporting import commit, host, versions
 
 PACKAGES = ("torch", "transformers", "accelerate", "litgpt", "lightning", "numpy")
 BARS: dict[str, dict[str, float]] = {
@@ -21,21 +18,9 @@ BARS: dict[str, dict[str, float]] = {
 
 def machine(peer: Path, command: Sequence[str]) -> dict[str, Any]:
     """What the figures were measured on and with."""
-    code = (
-        "import importlib.metadata as m, json, sys;"
-        "print(json.dumps({name: m.version(name) for name in sys.argv[1:]}))"
-    )
-    found = subprocess.run([str(peer), "-c", code, *PACKAGES], capture_output=True, text=True)
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True,
-        cwd=Path(__file__).parent,
-    )  # fmt: skip
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
     return {
-        "cpu": next((n.split(":")[1].strip() for n in lines if n.startswith("model name")), ""),
-        "cores": os.cpu_count(), "system": platform.platform(), "load": os.getloadavg()[0],
-        "date": time.strftime("%Y-%m-%d", time.gmtime()), "commit": commit.stdout.strip(),
-        "packages": json.loads(found.stdout or "{}"), "command": " ".join(command),
+        **host(), "commit": commit(), "packages": versions(peer, PACKAGES),
+        "command": " ".join(command),
     }  # fmt: skip
 
 

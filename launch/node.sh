@@ -1,4 +1,5 @@
-# One node of a run in a container or on a rented machine: look at it, then start its ranks.
+# One node of a run in a container or on a rented machine: look at it, then start its ranks. The
+# nodes come up minutes apart (images are pulled, machines start): each waits ten for the first.
 set -u
 node={{node}}
 head={{head}}
@@ -7,5 +8,5 @@ head={{head}}
 exec {{python}} -m llmtrain.launch.supervise run={{run}} -- \
     {{python}} -m torch.distributed.run --nnodes={{num_nodes}} --nproc-per-node={{ranks}} \
     --rdzv-backend=c10d --rdzv-endpoint="$head:{{port}}" --rdzv-id={{name}} \
-    --rdzv-conf=is_host=$((node == 0)) --local-addr="$(hostname -i | cut -d ' ' -f 1)" \
+    --rdzv-conf=is_host=$((node == 0)),read_timeout=600 --local-addr="{{address}}" \
     -m llmtrain train {{words}}

@@ -22,7 +22,7 @@ from llmtrain.engine.protocol import Engine
 from llmtrain.errors import LLMTrainError, OutOfMemoryError
 from llmtrain.ops.attention.check import check_attention
 from llmtrain.ops.attention.choose import choose_attention, needs_of
-from llmtrain.ops.kernels import select_kernels
+from llmtrain.ops.kernels import choose_kernels
 from llmtrain.parallel.host_memory import keep_freed_memory
 from llmtrain.parallel.mesh import World
 from llmtrain.train import loop
@@ -157,7 +157,7 @@ def engine_of(
         choose_attention(config.engine.attention, world.device, needs), world.device, needs,
         config.model.sliding_window, config.model.attn_logit_softcapping,
     )  # fmt: skip
-    kernels = select_kernels(config.engine.kernels, world.device)
+    kernels = choose_kernels(config.engine.kernels, world.device)
     return make_engine(
         config.model, config.parallel, config.engine, world, seed=training.seed,
         loss=pretraining_loss(

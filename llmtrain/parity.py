@@ -34,7 +34,7 @@ from llmtrain.data.synthetic import BatchShape, rank_rows, synthetic_batch
 from llmtrain.engine.choose import make_engine
 from llmtrain.engine.step import no_limits
 from llmtrain.errors import LayoutError
-from llmtrain.ops.kernels import select_kernels
+from llmtrain.ops.kernels import choose_kernels
 from llmtrain.parallel.launch import run_ranks
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import Place
@@ -144,7 +144,7 @@ def run_steps(config: ParityConfig, place: Place) -> list[StepNumbers]:
             config.model, config.parallel, config.engine, world, seed=training.seed,
             loss=pretraining_loss(
                 shape.num_sources, config.engine.loss_chunk_tokens, training.z_loss_weight,
-                step=select_kernels(config.engine.kernels, world.device).cross_entropy_step,
+                step=choose_kernels(config.engine.kernels, world.device).cross_entropy_step,
             ),
             optimizer_factory=optimizer_factory(config.optimizer, config.training.seed),
             grad_clip_norm=config.optimizer.grad_clip_norm,

@@ -12,6 +12,7 @@ first and the last kernel belongs to the kernel that ran, computation before com
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 from llmtrain.bench.trace import DeviceWork, Stretch, Trace
@@ -49,6 +50,15 @@ _NO_OPERATION = re.compile(
     r"^autograd::engine|Backward\d*$|^torch::autograd::|^torch::dynamo|^TorchDynamo|^Pregraph"
 )
 """Operations whose own time is the machinery that calls others."""
+
+
+_WHOLE = (
+    ("communication", _COMMUNICATION), ("optimizer", _OPTIMIZER),
+    ("data", re.compile(f"^{DATA}")), ("loss", _LOSS),
+)  # fmt: skip
+"""Parts that whatever runs inside belongs to, the first that fits."""
+
+_PHASES = (("forward", _FORWARD), ("backward", _BACKWARD), ("optimizer", _OPTIMIZER))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,31 +99,32 @@ def part_of(names: Sequence[str], inside_annotation: bool = False) -> str:
 
     ``inside_annotation`` says that the innermost is an annotation: no operation was running.
     """
-    whole = (
-        ("communication", _COMMUNICATION), ("optimizer", _OPTIMIZER),
-        ("data", re.compile(f"^{DATA}")), ("loss", _LOSS),
-    )  # fmt: skip
-    for part, pattern in whole:
-        if any(pattern.search(name) for name in names):
+    for part, pattern in _WHOLE:
+        if any(_matches(pattern, name) for name in names):
             return part
     innermost = names[-1]
-    if inside_annotation or _NO_OPERATION.search(innermost):
+    if inside_annotation or _matches(_NO_OPERATION, innermost):
         return "waiting"
     if phase_of(names) is None:
         return "clip and metrics"
-    if any(_ATTENTION.search(name) for name in names):
+    if any(_matches(_ATTENTION, name) for name in names):
         return "attention"
-    return "matmul" if _MATMUL.search(innermost) else "norm and elementwise"
+    return "matmul" if _matches(_MATMUL, innermost) else "norm and elementwise"
 
 
 def phase_of(names: Iterable[str]) -> str | None:
     """Name the phase that a stack belongs to; None for what is beside them."""
-    patterns = {"forward": _FORWARD, "backward": _BACKWARD, "optimizer": _OPTIMIZER}
     for name in names:
-        for phase, pattern in patterns.items():
-            if pattern.search(name):
+        for phase, pattern in _PHASES:
+            if _matches(pattern, name):
                 return phase
     return None
+
+
+@cache
+def _matches(pattern: re.Pattern[str], name: str) -> bool:
+    """Search once for each of the few names among the many stretches of a trace."""
+    return pattern.search(name) is not None
 
 
 @dataclass(slots=True)

@@ -8,11 +8,12 @@ it was measured. Under a launcher every rank runs the steps and rank 0 writes.
     torchrun --nproc-per-node 2 -m llmtrain bench parallel.dp_shard=2
 """
 
-import json
 import logging
+import math
 import statistics
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from llmtrain import logs
@@ -28,6 +29,7 @@ from llmtrain.parallel.mesh import World
 from llmtrain.parallel.precision import COMPUTE_DTYPES
 from llmtrain.planner.flops import CONVENTION, flops_per_token
 from llmtrain.train.metrics import Meter
+from llmtrain.train.rundir import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -64,14 +66,14 @@ def main(config: BenchConfig) -> int:
             "name": name,
             "machine": facts(world.device),
             "config_hash": config_hash(config),
-            "config": to_plain(config),
+            "config": _in_json(to_plain(config)),
             "rates": {"copy_gb_per_s": rates.copy_bytes_per_s / 1e9,
                       "matmul_tflops": rates.matmul_flops_per_s / 1e12,
                       "matmul_precision": config.engine.precision},
             **found,
         }  # fmt: skip
     sys.stdout.write(table.render(record) + "\n")
-    _write(folder / f"{name}.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
+    write_json(folder / f"{name}.json", record)
     _write(folder / f"{name}.html", page.render(record))
     logger.info("figures: %s, drawn: %s", folder / f"{name}.json", folder / f"{name}.html")
     return 0
@@ -152,19 +154,28 @@ def _by_part(config: BenchConfig, measured: StepMeasurement, rates: Rates, ranks
 
 
 def _check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written; nothing stays where nothing is measured."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink(missing_ok=True)
+        with TemporaryDirectory(dir=there):
+            pass
     except OSError as error:
         raise ConfigError(
             f"out={folder} cannot be written: {error.strerror}; use another"
         ) from error
 
 
+def _in_json(value: Any) -> Any:
+    """Spell numbers that JSON does not have as a command line does."""
+    if isinstance(value, dict):
+        return {key: _in_json(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_in_json(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _write(path: Path, text: str) -> None:
     """Write aside and rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".tmp-{path.name}")
     beside.write_text(text, encoding="utf-8")
     beside.replace(path)

@@ -4,7 +4,7 @@ Invariant: counted is what the mathematics asks for, once: no recomputation, no 
 kernel would save, attention inside documents only and causal. Whatever runs cannot do with less;
 what it takes beyond the time of these is overhead of kernels.
 
-    work = least_work(config, [[512, 512, 1024]], tokens=2048)
+    work = least_work(config, visible_pairs({512: 2, 1024: 1}), tokens=2048)
     work["matmul"].flops
 """
 

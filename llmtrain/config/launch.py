@@ -184,6 +184,8 @@ class KubernetesLaunch:
     """Shared memory of every pod; Docker's default of 64 MiB is too little for NCCL."""
     node_selector: Mapping[str, str] = field(default_factory=dict)
     """Labels the nodes must have."""
+    tolerations: tuple[str, ...] = ()
+    """Taints of the nodes that keep other pods away, by key: [nvidia.com/gpu]."""
     queue: str | None = None
     """Local queue of Kueue, where the cluster has it."""
     service_account: str | None = None

@@ -53,9 +53,16 @@ class Job:
 
     @property
     def label(self) -> str:
-        """Name of the run, as Slurm and Kubernetes take one: small letters, digits and dashes."""
+        """Name of the run as Kubernetes takes it: a letter, then small letters, digits, dashes."""
         kept = re.sub("[^a-z0-9]+", "-", str(self.config.name).lower())
-        return kept[:40].strip("-") or "run"
+        return (kept if kept[0].isalpha() else f"run-{kept.lstrip('-')}")[:40].strip("-")
+
+    @property
+    def gpus_used(self) -> tuple[int, ...]:
+        """GPUs that the ranks of each node need: one for each of them, where they train on GPUs."""
+        if not self.gpus or self.config.engine.device == "cpu":
+            return (0,) * len(self.ranks)
+        return self.ranks
 
 
 def make_jobs(config: LaunchConfig, ranks: Sequence[int] | None = None) -> list[Job]:

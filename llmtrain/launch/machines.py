@@ -6,6 +6,7 @@ Invariant: nothing starts on any host before every host was looked at.
 """
 
 import logging
+import re
 import shlex
 import signal
 import socket
@@ -23,6 +24,8 @@ from llmtrain.launch.plan import Plan
 from llmtrain.launch.supervise import supervise, supervise_hosts
 
 logger = logging.getLogger(__name__)
+
+_CHANGED_BY_SHELL = re.compile(r"[^\w@%+=:,./~\[\]-]")
 
 
 def local(config: LaunchConfig) -> Plan:
@@ -48,7 +51,7 @@ def node(config: LaunchConfig) -> Plan:
     head = launch.head or f"localhost:{config.cluster.port}"
     meeting = [
         f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={head}",
-        f"--rdzv-id={job.label}", f"--rdzv-conf=is_host={int(launch.node == 0)}",
+        f"--rdzv-id={job.label}", f"--rdzv-conf=is_host={int(launch.node == 0)},read_timeout=600",
         f"--max-restarts={launch.max_restarts}",
     ]  # fmt: skip
     if launch.address is not None:
@@ -67,17 +70,12 @@ def _here(
         if config.preflight:
             from llmtrain.launch.preflight import preflight  # a dry run does without the doctor
 
-            found = preflight(job.words, num_gpus=_own_gpus(job), port=port)
+            found = preflight(job.words, num_gpus=job.gpus_used[0], port=port)
             if found:
                 raise ConfigError([f"{socket.gethostname()}: {problem}" for problem in found])
         return supervise(whole, job.run, max_restarts=max_restarts)
 
     return Plan(shell.line(whole) + "\n", start)
-
-
-def _own_gpus(job: Job) -> int:
-    """GPUs the ranks of this machine need."""
-    return 0 if not job.gpus or job.config.engine.device == "cpu" else job.ranks[0]
 
 
 def _setting(environment: Mapping[str, str]) -> list[str]:
@@ -93,11 +91,11 @@ def deepspeed(config: LaunchConfig) -> Plan:
     if launch.hostfile is None:
         (job,) = make_jobs(config)
         alone = ["--num_gpus", str(job.world_size), "--master_port", str(config.cluster.port)]
-        return _here(config, job, _runner(config, job, alone), None)
+        return _here(config, job, [*_guard(config), "--", *_runner(config, job, alone)], None)
     hosts = chosen(read_hostfile(Path(launch.hostfile)), launch.include, launch.exclude)
     (job,) = make_jobs(config, [len(slots) for slots in hosts.values()])
     commands = _on_hosts(config, launch, job, list(hosts))
-    looks = {host: _over(launch, host, _look(config, job, host, head=number == 0))
+    looks = {host: _over(launch, host, _look(config, job, host, number))
              for number, host in enumerate(hosts)}  # fmt: skip
     checks = [f"# every host first: {shell.line(words)}" for words in looks.values()]
 
@@ -124,9 +122,14 @@ def _on_hosts(
     meeting += ["--master_addr", launch.head or hosts[0], "--master_port", str(config.cluster.port)]
     setting = _setting(config.cluster.environment)
     if launch.launcher == "pdsh":
+        if changed := [word for word in job.words if _CHANGED_BY_SHELL.search(word)]:
+            raise ConfigError(
+                f"launch.launcher=pdsh gives words to a shell of each host, {changed[0]!r} would "
+                "not arrive as it is; use launch.launcher=ssh"
+            )
         return [[*setting, *_runner(config, job, [*meeting, "--launcher", "pdsh"])]]
     alone = [*meeting, "--no_ssh", "--force_multi"]
-    guard = [interpreter(config), "-m", "llmtrain.launch.supervise"]
+    guard = _guard(config)
     if launch.launcher == "slurm":
         words = [*setting, *guard, "--",
                  *_runner(config, job, [*alone, "--node_rank", "NODE"])]  # fmt: skip
@@ -139,6 +142,11 @@ def _on_hosts(
                              *_runner(config, job, [*alone, "--node_rank", str(number)])])
         for number, host in enumerate(hosts)
     ]  # fmt: skip
+
+
+def _guard(config: LaunchConfig) -> list[str]:
+    """A supervisor beside DeepSpeed's launcher, which would leave its ranks running."""
+    return [interpreter(config), "-m", "llmtrain.launch.supervise"]
 
 
 def _runner(config: LaunchConfig, job: Job, meeting: Sequence[str]) -> list[str]:
@@ -157,11 +165,11 @@ def _over(launch: DeepSpeedLaunch, host: str, command: Sequence[str]) -> list[st
     return [*shlex.split(launch.ssh), host, there]
 
 
-def _look(config: LaunchConfig, job: Job, host: str, head: bool) -> list[str]:
-    """The look at one host."""
+def _look(config: LaunchConfig, job: Job, host: str, number: int) -> list[str]:
+    """The look at one host; the ranks meet on the first."""
     words = [interpreter(config), "-m", "llmtrain.launch.preflight", f"node={host}"]
-    words += [f"config={job.hash}", f"gpus={job.gpus}"]
-    if head:
+    words += [f"config={job.hash}", f"gpus={job.gpus_used[number]}"]
+    if number == 0:
         words.append(f"port={config.cluster.port}")
     return [*words, "--", *job.words]
 

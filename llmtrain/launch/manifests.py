@@ -7,11 +7,13 @@ nodes, so that nothing about them is asked here.
 """
 
 import logging
+import re
 import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -36,14 +38,19 @@ def kubernetes(config: LaunchConfig) -> Plan:
             f"runs_dir={runs} is in the container and lost with it; mount a claim there, "
             "'launch.volumes={CLAIM: /runs}' runs_dir=/runs"
         )
-    node = "$JOB_COMPLETION_INDEX"
-    head = f"{job.label}-node-0-0.{job.label}"
-    values = _of_job(config, job, _script(config, job, node, head, runs))
+    place = {
+        "node": "$JOB_COMPLETION_INDEX",
+        "head": f"{job.label}-node-0-0.{job.label}",
+        "address": "$(hostname -i | cut -d ' ' -f 1)",
+    }
+    literal = replace(job, words=tuple(map(_literal, job.words)))
+    run = _literal(str(runs / str(job.config.name)))
+    values = _of_job(config, job, _script(config, literal, run, place))
     manifest = shell.fill_yaml(
         shell.template("kubernetes.yaml", launch.template),
         values | _of_pod(config, launch, job),
     )
-    return Plan(manifest, lambda: _hand_over(["kubectl", "apply", "-f", "-"], manifest))
+    return Plan(manifest, lambda: _hand_over(["kubectl", "create", "-f", "-"], manifest))
 
 
 def _of_pod(config: LaunchConfig, launch: KubernetesLaunch, job: Job) -> dict[str, Any]:
@@ -67,9 +74,11 @@ def _of_pod(config: LaunchConfig, launch: KubernetesLaunch, job: Job) -> dict[st
         "grace_s": launch.grace_s,
         "service_account": launch.service_account,
         "node_selector": dict(launch.node_selector) or None,
+        "tolerations": [{"key": key, "operator": "Exists"} for key in launch.tolerations] or None,
         "image": launch.image,
         "folder": launch.folder,
-        "environment": [{"name": n, "value": v} for n, v in cluster.environment.items()] or None,
+        "environment": [{"name": n, "value": _literal(v)} for n, v in cluster.environment.items()]
+        or None,
         "secrets": [{"secretRef": {"name": name}} for name in launch.secrets] or None,
         "requests": requests or None,
         "limits": amounts or None,
@@ -89,9 +98,13 @@ def skypilot(config: LaunchConfig) -> Plan:
             f"cluster.gpus_per_node={job.gpus}, launch.accelerators names none; set "
             f"launch.accelerators=H100:{job.gpus}, or cluster=cpu"
         )
-    head = '$(echo "$SKYPILOT_NODE_IPS" | head -n 1)'
+    place = {
+        "node": "$SKYPILOT_NODE_RANK",
+        "head": '$(echo "$SKYPILOT_NODE_IPS" | head -n 1)',
+        "address": '$(echo "$SKYPILOT_NODE_IPS" | sed -n "$((node + 1))p")',
+    }
     runs, cluster = PurePosixPath(job.config.runs_dir), config.cluster
-    script = _script(config, job, "$SKYPILOT_NODE_RANK", head, runs)
+    script = _script(config, job, str(runs / str(job.config.name)), place)
     values = {
         **_of_job(config, job, script),
         "workdir": launch.workdir,
@@ -121,22 +134,26 @@ def _of_job(config: LaunchConfig, job: Job, script: str) -> dict[str, Any]:
     }
 
 
-def _script(config: LaunchConfig, job: Job, node: str, head: str, runs: PurePosixPath) -> str:
-    """What a node runs."""
+def _script(config: LaunchConfig, job: Job, run: str, place: Mapping[str, str]) -> str:
+    """What a node runs; ``place`` is how a shell there learns its number and the addresses."""
     values = {
-        "node": node,
-        "head": head,
-        "python": interpreter(config),
+        **place,
+        "python": shlex.quote(interpreter(config)),
         "hash": job.hash,
-        "gpus": str(job.gpus),
+        "gpus": str(job.gpus_used[0]),
         "port": str(config.cluster.port),
         "words": shlex.join(job.words),
-        "run": shlex.quote(str(runs / str(job.config.name))),
+        "run": shlex.quote(run),
         "num_nodes": str(len(job.ranks)),
         "ranks": str(job.ranks[0]),
         "name": job.label,
     }
     return shell.fill(shell.template("node.sh", None), values)
+
+
+def _literal(text: str) -> str:
+    """What Kubernetes makes the text of: it replaces $(NAME) by a variable and halves $$."""
+    return re.sub(r"\$\$+|\$(?=\()", lambda found: found[0] * 2, text)
 
 
 def _hand_over(command: Sequence[str], content: str, as_file: bool = False) -> int:

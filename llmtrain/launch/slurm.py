@@ -66,7 +66,7 @@ def render(config: LaunchConfig, launch: SlurmLaunch, jobs: Sequence[Job], folde
         "environment": shell.exports(environment),
         "python": shlex.quote(interpreter(config)),
         "tasks": _tasks(jobs),
-        "gpus": str(first.gpus),
+        "gpus": "$ranks" if any(first.gpus_used) else "0",
         "num_nodes": str(len(first.ranks)),
         "preflight": f"{_srun(steps, 'look')} || exit 2" if config.preflight else "",
         "train": _srun(steps, "train"),
@@ -119,7 +119,7 @@ def _directives(
     limit = f"%{launch.array_parallel}" if launch.array_parallel else ""
     options: dict[str, object] = {
         "job-name": jobs[0].label if not several else folder.parent.name,
-        "output": folder / ("%x-%A_%a.out" if several else "%x-%j.out"),
+        "output": str(folder).replace("%", "%%") + ("/%x-%A_%a.out" if several else "/%x-%j.out"),
         "open-mode": "append",
         "account": launch.account,
         "qos": launch.qos,
@@ -151,6 +151,8 @@ def _directives(
             if value is True:
                 yield f"#SBATCH --{name}"
             elif value not in (None, False):
+                if len(str(value).splitlines()) > 1:
+                    raise ConfigError(f"--{name}={value!r} has several lines; sbatch takes one")
                 yield f"#SBATCH --{name}={shlex.quote(str(value))}"
 
 
@@ -169,6 +171,7 @@ def _submit(script: str, path: Path, command: Sequence[str]) -> int:
     """
     if shutil.which("sbatch") is None:
         raise ConfigError("no sbatch on this machine; submit from a login node of the cluster")
+    made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(script, encoding="utf-8")
     waited = "--wait" in command
@@ -183,5 +186,10 @@ def _submit(script: str, path: Path, command: Sequence[str]) -> int:
                         path.parent, number, number)  # fmt: skip
         code = job.wait(None if waited else _SUBMIT_S)
         if not number:
-            raise ConfigError(f"sbatch does not take the job: {job.stderr.read().strip()}")
+            if made:
+                path.unlink()
+            for folder in made:
+                folder.rmdir()
+            said = " ".join(job.stderr.read().split())
+            raise ConfigError(f"sbatch does not take the job: {said}")
     return code if code in (0, 2, 3) else 1

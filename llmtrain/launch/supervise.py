@@ -7,6 +7,7 @@ them thirty seconds later; the exit status is the run's (0 done, 2 wrong input, 
     python -m llmtrain.launch.supervise run=runs/demo -- torchrun --nproc-per-node 2 -m llmtrain ...
 """
 
+import ctypes
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """Signals that ask a run to save and stop."""
 
+_PR_SET_PDEATHSIG = 1
 _LOOK_S = 0.1
 _AGAIN_S = 5.0
 """A rank that was still starting when it was asked is asked again."""
@@ -107,9 +109,8 @@ class _Child:
         self, command: Sequence[str], relay: int, shielded: bool = False, piped: bool = False
     ) -> None:
         """Start it; ``shielded`` from SIGUSR1, which batch systems send to every process."""
-        shield = (lambda: signal.signal(signal.SIGUSR1, signal.SIG_IGN)) if shielded else None
         self.process = subprocess.Popen(
-            command, start_new_session=True, preexec_fn=shield,
+            command, start_new_session=True, preexec_fn=_before_exec(shielded),
             stdin=subprocess.PIPE if piped else None,
         )  # fmt: skip
         self.relay = relay
@@ -155,6 +156,19 @@ class _Child:
         if interrupts > self.interrupts:
             self.interrupts = interrupts
             _signal_group(self.process.pid, signal.SIGTERM if interrupts == 2 else signal.SIGKILL)
+
+
+def _before_exec(shielded: bool) -> Callable[[], None]:
+    """What a child does first: it will get SIGTERM when this process is gone, however it went."""
+    libc = ctypes.CDLL(None)
+
+    def prepare() -> None:
+        if sys.platform == "linux":
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if shielded:
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+    return prepare
 
 
 def outcome(code: int, run: Path | None, before: tuple[int, int] | None) -> int:

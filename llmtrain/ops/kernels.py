@@ -100,6 +100,19 @@ def select_kernels(name: str, device: torch.device) -> Kernels:
     Raises:
         ConfigError: ``name`` is unknown, or its kernels cannot run on ``device``.
     """
+    chosen, passed_over = _choice(name, device)
+    why = "as configured" if name != "auto" else "; ".join(passed_over) or "the fastest"
+    logger.info("kernels: %s on %s (%s)", chosen, device.type, why)
+    return KERNELS[chosen].load()
+
+
+def choose_kernels(name: str, device: torch.device) -> Kernels:
+    """Give what ``select_kernels`` does, without a line in the log."""
+    return KERNELS[_choice(name, device)[0]].load()
+
+
+def _choice(name: str, device: torch.device) -> tuple[str, list[str]]:
+    """Give the name of the kernels to take, and the reason for each that is passed over."""
     if name != "auto" and name not in KERNELS:
         names = ", ".join(KERNELS)
         raise ConfigError(f"engine.kernels={name} is unknown; use one of auto, {names}")
@@ -107,9 +120,7 @@ def select_kernels(name: str, device: torch.device) -> Kernels:
     for candidate in KERNELS if name == "auto" else (name,):
         reason = KERNELS[candidate].available(device)
         if reason is None:
-            why = "as configured" if name != "auto" else "; ".join(passed_over) or "the fastest"
-            logger.info("kernels: %s on %s (%s)", candidate, device.type, why)
-            return KERNELS[candidate].load()
+            return candidate, passed_over
         passed_over.append(f"{candidate}: {reason}")
     raise ConfigError(
         f"engine.kernels={name} cannot run on {device}: {'; '.join(passed_over)}; use auto"

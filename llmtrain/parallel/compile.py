@@ -30,7 +30,7 @@ _MAX_SHAPES = 64
 """Codes of one block. torch stops at 8 by default: the rest would run uncompiled."""
 
 BACKEND = "inductor"
-"""Compiler behind torch.compile; tests of what surrounds it take ``aot_eager``, which is quick."""
+"""Compiler behind torch.compile; tests of what surrounds it take a quicker one."""
 
 
 def compile_blocks(

@@ -17,6 +17,7 @@ import importlib.util
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,9 @@ CAPABILITY = (8, 9)
 
 INSTALL = "pip install 'torchao>=0.18'"
 
+_OF_NO_CONCERN = {"torchao": "Failed to load ", "torch.utils._pytree": "%s is an Enum subclass"}
+"""How lines begin, by logger, that importing torchao writes of parts that are not used here."""
+
 
 def unavailable(device: torch.device) -> str | None:
     """Tell why products in fp8 cannot run on ``device``; None where they can."""
@@ -55,6 +59,23 @@ def unavailable(device: torch.device) -> str | None:
     return None
 
 
+@contextmanager
+def _quiet_import() -> Iterator[None]:
+    """Drop the lines of ``_OF_NO_CONCERN``, no others."""
+
+    def concerns(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith(tuple(_OF_NO_CONCERN.values()))
+
+    loggers = [logging.getLogger(name) for name in _OF_NO_CONCERN]
+    for writer in loggers:
+        writer.addFilter(concerns)
+    try:
+        yield
+    finally:
+        for writer in loggers:
+            writer.removeFilter(concerns)
+
+
 @dataclass(frozen=True, slots=True)
 class Float8Product:
     """Multiplies as ``F.linear``, with operands in float8."""
@@ -67,7 +88,8 @@ class Float8Product:
     @classmethod
     def of(cls, recipe: str, emulate: bool, gathered: bool) -> "Float8Product":
         """Take the settings of torchao's ``recipe``; its converter mends inductor on the way."""
-        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+        with _quiet_import():
+            from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
         config = dataclasses.replace(
             Float8LinearConfig.from_recipe_name(recipe),

@@ -159,7 +159,10 @@ def choose_policies(num_blocks: int, cost: BlockCost, budget: float) -> list[Pol
 def measure_block(
     model: ModelConfig, dtype: torch.dtype, device: torch.device, kernels: Kernels = TORCH_KERNELS
 ) -> BlockCost:
-    """Run one block on tensors without storage and count what each policy keeps and repeats."""
+    """Run one block on tensors without storage and count what each policy keeps and repeats.
+
+    Attention is ``sdpa``, whichever backend will run: fused ones all keep q, k, v, out and lse.
+    """
     with FakeTensorMode(), torch.device(device):
         block = Block(model, 0, sdpa_attention, kernels)
         weights = {

@@ -2,7 +2,8 @@
 
 Invariant: the formula knows the configuration only, builds nothing and imports no torch; it counts
 what stays from one step to the next and, of gradients, what is there when the optimizer runs.
-Activations, gathered parameters and buffers of collectives are not state.
+Activations, gathered parameters and buffers of collectives are not state, nor
+are the few gradients that live at a time under ``optimizer.in_backward``.
 
     seats = list(seats_of(parallel, dp_shard=8))
     max(state_bytes(model, parallel, engine, optimizer, 8, seat).total for seat in seats) / 2**30

@@ -2,18 +2,19 @@
 
 torch's fused AdamW writes what it computes by plain rounding; in bf16 a second moment that should
 fall by a thousandth of itself, or a weight that should move by less, would then never change. Here
-everything written to bf16 is rounded stochastically (train/rounding.py).
+the same kernel works on fp32 copies, a piece at a time, and everything written to bf16 is rounded
+stochastically (train/rounding.py).
 
 Invariant: the update is elementwise and its draws belong to elements of whole parameters, so a step
 gives the same bits however parameters are cut. It is gated, and gradients divided, on the device
-(train/gate.py); what stays in fp32 follows torch's AdamW.
+(train/gate.py).
 
     optimizer = AdamW(groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-8, state_dtype=torch.bfloat16,
                       places={parameter: Place(key, region, shape)})
     optimizer.step()
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,9 @@ from llmtrain.train.rounding import draw, global_indices, rounded
 
 _PIECE = {"cpu": 1 << 16, "cuda": 1 << 22}
 """Elements worked on at a time, by device: in the cache, or enough to fill the device."""
+
+_VECTORS = 64
+"""A multiple of the elements that any kernel works on at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,30 +79,29 @@ class AdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group)
+                    self._update(parameter, parameter.grad, group)
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self._state_of(parameter)
         gate = Gate.of(self, like=parameter)
-        if parameter.grad is None:
-            return
-        gate.divide([parameter.grad])
-        number = state["step"] + 1.0
-        rule = _Rule(group, number)
-        place = self._places[parameter]
-        flat = [t.view(-1) for t in (parameter, state["exp_avg"], state["exp_avg_sq"])]
-        gradient = parameter.grad.reshape(-1)
-        for start, stop in _pieces(parameter):
+        gate.divide([gradient])
+        place, number = self._places[parameter], state["step"] + 1.0
+        kept = parameter, state["exp_avg"], state["exp_avg_sq"]
+        flat = [t.view(-1) for t in (*kept, gradient.contiguous())]
+        size = min(_PIECE[parameter.device.type], parameter.numel())
+        work = torch.zeros(len(flat), _padded(size), device=parameter.device)
+        for start in range(0, parameter.numel(), size or 1):
+            stop = min(start + size, parameter.numel())
             pieces = [t[start:stop] for t in flat]
-            values = rule.updated([piece.float() for piece in pieces], gradient[start:stop])
-            if any(piece.dtype == torch.bfloat16 for piece in pieces):
-                index = global_indices(place.region, place.shape, start, stop, parameter.device)
-                words = draw(place.key, number, index)
-                values = [
-                    rounded(value, words, which) if piece.dtype == torch.bfloat16 else value
-                    for which, (value, piece) in enumerate(zip(values, pieces, strict=True))
-                ]
-            gate.write(pieces, values)
+            values = work[:, : stop - start].unbind()
+            torch._foreach_copy_(values, pieces)
+            _fused(work[:, : _padded(stop - start)].unbind(), group, number, gate)
+            index = global_indices(place.region, place.shape, start, stop, parameter.device)
+            words = draw(place.key, number, index)
+            # of a skipped update these are the values that bf16 holds: no rounding moves them
+            for which, piece in enumerate(pieces[:-1]):
+                in_bf16 = piece.dtype == torch.bfloat16
+                piece.copy_(rounded(values[which], words, which) if in_bf16 else values[which])
         gate.count([state["step"]])
 
     def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
@@ -110,28 +113,17 @@ class AdamW(torch.optim.Optimizer):
         return state
 
 
-class _Rule:
-    """AdamW's formulas (arXiv:1711.05101, algorithm 2) for one update."""
-
-    def __init__(self, group: Mapping[str, Any], number: Tensor) -> None:
-        """``number`` is that of the update, counted from 1, on the device."""
-        self._beta1, self._beta2 = group["betas"]
-        self._eps: float = group["eps"]
-        self._kept: float = 1.0 - group["lr"] * group["weight_decay"]
-        self._rate = group["lr"] / (1.0 - self._beta1**number)
-        self._root = (1.0 - self._beta2**number).sqrt()
-
-    def updated(self, old: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
-        """Give the new weight and moments for the ``old`` three, fp32; changes nothing."""
-        weight, first, second = old
-        first = torch.lerp(first, grad, 1.0 - self._beta1)
-        second = (second * self._beta2).addcmul_(grad, grad, value=1.0 - self._beta2)
-        direction = first / (second.sqrt() / self._root).add_(self._eps)
-        return [torch.addcmul(weight * self._kept, direction, -self._rate), first, second]
+def _fused(work: Sequence[Tensor], group: dict[str, Any], number: Tensor, gate: Gate) -> None:
+    """Update weight and moments, the first three of ``work``, by torch's fused kernel."""
+    weight, first, second, gradient = work
+    beta1, beta2 = group["betas"]
+    torch._fused_adamw_(
+        [weight], [gradient], [first], [second], [], [number],
+        lr=group["lr"], beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"],
+        eps=group["eps"], amsgrad=False, maximize=False, found_inf=(~gate.open).float(),
+    )  # fmt: skip
 
 
-def _pieces(parameter: Tensor) -> Iterator[tuple[int, int]]:
-    """Cut the flattened parameter, so that what is made on the way is bounded."""
-    size, total = _PIECE[parameter.device.type], parameter.numel()
-    for start in range(0, total, size):
-        yield start, min(start + size, total)
+def _padded(size: int) -> int:
+    """Give the elements a kernel works on: all in its vectors, whose last bits a rest has not."""
+    return -(-size // _VECTORS) * _VECTORS

@@ -46,7 +46,7 @@ class Shortage:
     free: int
     """What nobody held."""
     total: int
-    """What the device, or the machine, has."""
+    """What the device, or the machine, has, or the limit of this process (``ulimit -v``)."""
 
     @classmethod
     def of(cls, error: BaseException, device: torch.device) -> "Shortage | None":
@@ -61,11 +61,8 @@ class Shortage:
             free, total = torch.cuda.mem_get_info(device)
             held = torch.cuda.memory_allocated(device)
             return cls(asked=asked, held=held, free=free, total=total)
-        page = os.sysconf("SC_PAGE_SIZE")
-        return cls(
-            asked=asked, held=_resident_bytes(),
-            free=page * os.sysconf("SC_AVPHYS_PAGES"), total=page * os.sysconf("SC_PHYS_PAGES"),
-        )  # fmt: skip
+        free, total = _host_room()
+        return cls(asked=asked, held=_resident_bytes(), free=free, total=total)
 
     def __str__(self) -> str:
         """The numbers, as a part of a sentence."""
@@ -88,7 +85,7 @@ def explained(config: RunConfig, world: World, folder: Path, progress: Progress)
         logger.error("out of memory", exc_info=error, extra={"file_only": True})
         snapshot = _write_snapshot(config, world, folder)
         raise OutOfMemoryError(
-            f"out of memory on rank {world.rank} in step {progress.step + 1}: {shortage}; "
+            f"out of memory on rank {world.rank} after {progress.step} steps: {shortage}; "
             f"{_advice(config, world)}{snapshot}"
         ) from error
 
@@ -176,6 +173,17 @@ def _resident_bytes() -> int:
     """Largest resident memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _host_room() -> tuple[int, int]:
+    """Free and total bytes of the machine, or of what this process may address."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    free, total = page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY or not sys.platform.startswith("linux"):
+        return free, total
+    addressed = page * int(Path("/proc/self/statm").read_text().split()[0])
+    return min(free, max(0, limit - addressed)), min(total, limit)
 
 
 def _gib(num_bytes: int) -> str:

@@ -92,9 +92,10 @@ def rounded(values: Tensor, words: Tensor, number: int) -> Tensor:
         words: int64 [N] of ``draw``.
         number: which draw of each word to take; two roundings of one step take different ones.
     """
-    noise = words.bitwise_right_shift(number * _DROPPED_BITS).bitwise_and_(_DROPPED)
-    bits = values.view(torch.int32) + noise.to(torch.int32)
-    return bits.bitwise_and_(~_DROPPED).view(torch.float32).to(torch.bfloat16)
+    bits = torch.empty(values.shape, dtype=torch.int32, device=values.device)
+    bits.copy_(words.view(torch.int16)[number::DRAWS_PER_WORD])
+    bits.bitwise_and_(_DROPPED).add_(values.view(torch.int32))
+    return bits.view(torch.int16)[1::2].view(torch.bfloat16)  # the upper halves
 
 
 def _mix(words: Tensor) -> Tensor:

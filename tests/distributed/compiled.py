@@ -34,7 +34,7 @@ def counted(place: Place, config: RunConfig, first: int) -> Counted:
     Whatever follows the evaluation raises where it compiles, but in the second engine, which
     goes on from the state of the first.
     """
-    before, blocks.BACKEND = blocks.BACKEND, "aot_eager"
+    before, blocks.BACKEND = blocks.BACKEND, "eager"
     small, offload.MIN_BYTES = offload.MIN_BYTES, 1
     torch._dynamo.reset()
     counters.clear()

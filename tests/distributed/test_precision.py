@@ -34,20 +34,26 @@ def run(
     return losses, bits(parameters)
 
 
+@pytest.fixture(scope="module")
+def alone(ranks: RankPool) -> tuple[list[float], dict[str, bytes]]:
+    """What one rank without masters does."""
+    return run(ranks, 1, **NO_MASTERS)
+
+
 @pytest.mark.parametrize(
     "parallel", [FSDP, {"dp_replicate": 2}, {"pp": 2}, {**FSDP, "cpu_offload": True}]
 )
 def test_stochastic_rounding_gives_the_same_bits_on_every_layout(
-    parallel: dict[str, Any], ranks: RankPool
+    parallel: dict[str, Any], alone: tuple[list[float], dict[str, bytes]], ranks: RankPool
 ) -> None:
-    alone = run(ranks, 1, **NO_MASTERS)
     assert run(ranks, 2, parallel, **NO_MASTERS) == alone
 
 
-def test_tensor_parallel_ranks_agree_up_to_the_rounding_of_bf16(ranks: RankPool) -> None:
-    alone, _ = run(ranks, 1, **NO_MASTERS)
+def test_tensor_parallel_ranks_agree_up_to_the_rounding_of_bf16(
+    alone: tuple[list[float], dict[str, bytes]], ranks: RankPool
+) -> None:
     cut, _ = run(ranks, 2, {"tp": 2}, **NO_MASTERS)
-    assert relative(cut, alone) < 1e-3
+    assert relative(cut, alone[0]) < 1e-3
 
 
 def test_a_run_goes_on_bit_by_bit_on_one_rank_and_on_two(ranks: RankPool, tmp_path: Path) -> None:

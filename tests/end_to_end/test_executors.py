@@ -50,15 +50,6 @@ def ray_address() -> Iterator[str]:
     ray.shutdown()
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
-    """Two nodes of Slurm, which commands of this process find."""
-    with SlurmCluster(tmp_path_factory.mktemp("slurm")) as live, pytest.MonkeyPatch.context() as m:
-        for name in ("SLURM_CONF", "PATH"):
-            m.setenv(name, live.environment[name])
-        yield live
-
-
 @pytest.fixture
 def options(request: pytest.FixtureRequest, executor: str) -> list[str]:
     """What a command line needs to use the cluster of an executor."""

@@ -16,8 +16,8 @@ LAUNCH = [
     sys.executable, "-m", "llmtrain", "launch", "cluster=cpu", *commands.TINY,
     f"cluster.environment.GLOO_SOCKET_IFNAME={INTERFACE}",
 ]  # fmt: skip
-STEPS = ["training.num_tokens=1536", "parallel.pp=2"]
-"""Six steps of two pipeline stages."""
+STEPS = ["training.num_tokens=512", "parallel.pp=2"]
+"""Two steps of two pipeline stages: the second has felt the first update."""
 
 
 @pytest.fixture(scope="module")

@@ -20,15 +20,6 @@ pytestmark = [
 TIME_LIMIT_S = 180
 
 
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with SlurmCluster(tmp_path / "cluster") as cluster:
-        for name in ("SLURM_CONF", "PATH"):
-            monkeypatch.setenv(name, cluster.environment[name])
-        monkeypatch.chdir(commands.REPOSITORY)
-        yield cluster
-
-
 def until(condition: Callable[[], bool], folder: Path) -> None:
     deadline = time.monotonic() + TIME_LIMIT_S
     while not condition():
@@ -38,26 +29,30 @@ def until(condition: Callable[[], bool], folder: Path) -> None:
         time.sleep(0.2)
 
 
-def test_two_nodes_train_stop_when_asked_and_go_on(cluster: SlurmCluster, tmp_path: Path) -> None:
+def test_two_nodes_train_stop_when_asked_and_go_on(
+    cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(commands.REPOSITORY)
     words = [
         "launch", "target=slurm", "cluster=cpu", "cluster.num_nodes=2", "launch.exclusive=false",
         *commands.TINY, f"data.sources.a={commands.make_store(tmp_path / 'store', 1)}",
         f"runs_dir={tmp_path / 'runs'}", "name=two", "parallel.pp=2",
     ]  # fmt: skip
     run = tmp_path / "runs" / "two"
-    output = run / "launch" / "two-1.out"
     assert main(words) == 0
+    id = cluster.command("squeue", "-h", "-n", "two", "-o", "%A")
+    output = run / "launch" / f"two-{id}.out"
     until(lambda: len(commands.steps(run)) > 1, run / "launch")
-    cluster.command("scancel", "--batch", "--signal=USR1", "1")
+    cluster.command("scancel", "--batch", "--signal=USR1", id)
     until(lambda: output.read_text().count("ended with status 3") == 1, run / "launch")
     stopped = commands.status(run)
     assert (stopped["code"], stopped["reason"]) == (3, "preempted")
 
     # Slurm lets a job that was queued again wait for two minutes, until what it signed for the
     # first start has expired; a start within the same second would be refused.
-    until(lambda: cluster.command("squeue", "-h", "-o", "%t") == "PD", run / "launch")
+    until(lambda: cluster.command("squeue", "-h", "-j", id, "-o", "%t") == "PD", run / "launch")
     time.sleep(2.5)
-    cluster.command("scontrol", "update", "JobId=1", "StartTime=now")
+    cluster.command("scontrol", "update", f"JobId={id}", "StartTime=now")
     until(lambda: "ended with status 0" in output.read_text(), run / "launch")
     assert commands.status(run) == {"code": 0, "reason": "done", "step": 40}
     assert commands.steps(run) == list(range(1, 41))

@@ -136,19 +136,22 @@ def block_attention(function: AttentionFunction) -> BlockAttention:
 
 
 def choose_attention(name: str, device: torch.device, needs: Needs | None = None) -> str:
-    """Give the name of the backend that ``select_attention`` takes, and log it.
+    """Give the name of the backend that ``select_attention`` takes.
 
     Raises:
         ConfigError: ``name`` is unknown, or its backend cannot run, or not as needed.
     """
+    return _choice(name, device, needs)[0]
+
+
+def _choice(name: str, device: torch.device, needs: Needs | None) -> tuple[str, list[str]]:
+    """Give the backend to take, and the reason for each faster one that is passed over."""
     if name != "auto" and name not in ATTENTION:
         raise ConfigError(f"engine.attention={name} is unknown; use one of auto, {_names()}")
     passed: list[str] = []
     for candidate in ATTENTION if name == "auto" else (name,):
         if (reason := why_not(candidate, device, needs)) is None:
-            why = f"; passed over: {'; '.join(passed)}" if passed else ""
-            logger.info("attention backend: %s on %s%s", candidate, device.type, why)
-            return candidate
+            return candidate, passed
         passed.append(f"{candidate}: {reason}")
     if name != "auto":
         raise ConfigError(f"engine.attention={name} cannot run on {device}: {reason}; use auto")
@@ -163,7 +166,10 @@ def select_attention(
     Raises:
         ConfigError: ``name`` is unknown, or its backend cannot run, or not as needed.
     """
-    return ATTENTION[choose_attention(name, device, needs)].function
+    chosen, passed = _choice(name, device, needs)
+    why = f"; passed over: {'; '.join(passed)}" if passed else ""
+    logger.info("attention backend: %s on %s%s", chosen, device.type, why)
+    return ATTENTION[chosen].function
 
 
 def _names() -> str:

@@ -1,7 +1,7 @@
 """Attention on a CPU, document by document: no work on what a mask would hide.
 
-Invariant: a document costs what a row of its length costs. Torch's fused kernel of the CPU skips
-what lies above the diagonal; a window is worked off in runs of queries, each with the keys it sees.
+Invariant: a document costs what a row of its length costs, and short ones no call of their own
+each. A window is worked off in runs of queries, each with the keys it sees.
 
     out, lse = segmented_attention("documents")(q, k, v, AttentionSpec.within(positions, ids))
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llmtrain.ops.attention.bins import BIN_TOKENS, Bins, bins_of
 from llmtrain.ops.attention.kernel import Call, Kernel
 from llmtrain.ops.attention.plain import PLAIN_BLOCKS
 from llmtrain.ops.attention.spec import AttentionSpec
@@ -64,13 +65,21 @@ class _Run:
         )  # fmt: skip
 
 
-def _runs(call: Call) -> Iterator[_Run]:
-    """Cut the segments into what is worked off at one time."""
+def _bins(call: Call) -> Bins | None:
+    """Give the bins of the documents that are too short for calls of their own, if any are."""
+    starts = call.cu_q.tolist()
+    if not call.causal or starts != call.cu_k.tolist():
+        return None
+    return bins_of(tuple(starts), call.window, call.softcap)
+
+
+def _runs(call: Call, binned: bool) -> Iterator[_Run]:
+    """Cut the segments into what is worked off at one time, but those that are in bins."""
     q_starts, k_starts = call.cu_q.tolist(), call.cu_k.tolist()
     for i in range(len(q_starts) - 1):
         q_start, k_start = q_starts[i], k_starts[i]
         num_q, num_k = q_starts[i + 1] - q_start, k_starts[i + 1] - k_start
-        if num_q == 0 or num_k == 0:
+        if num_q == 0 or num_k == 0 or (binned and num_q <= BIN_TOKENS):
             continue
         window = call.window if call.window < num_k else 0
         count = num_q
@@ -111,7 +120,9 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tenso
     out = torch.zeros_like(q)
     wide = torch.promote_types(q.dtype, torch.float32)
     lse = torch.full((q.shape[1], q.shape[0]), -math.inf, dtype=wide)
-    for run in _runs(call):
+    if bins := _bins(call):
+        out[bins.tokens], lse[:, bins.tokens] = _binned_forward(q, k, v, bins)
+    for run in _runs(call, bins is not None):
         some_q, some_k, some_v = q[None, run.queries], k[None, run.keys], v[None, run.keys]
         if call.softcap:
             some_out, some_lse = PLAIN_BLOCKS.forward(
@@ -142,7 +153,11 @@ def _backward(
     wide = torch.promote_types(q.dtype, torch.float32)
     dq = torch.zeros_like(q)
     dk, dv = torch.zeros(k.shape, dtype=wide), torch.zeros(v.shape, dtype=wide)
-    for run in _runs(call):
+    if bins := _bins(call):
+        shares = _binned_backward(dout, q, k, v, out, lse, bins)
+        for whole, share in zip((dq, dk, dv), shares, strict=True):
+            whole[bins.tokens] = share.to(whole.dtype)
+    for run in _runs(call, bins is not None):
         some_q, some_k, some_v = q[None, run.queries], k[None, run.keys], v[None, run.keys]
         some_dout, some_out = dout[None, run.queries], out[None, run.queries]
         some_lse = lse[None, :, run.queries]
@@ -163,6 +178,29 @@ def _backward(
 
 def _as_rows(x: Tensor, rows: int) -> Tensor:
     return torch.unflatten(x, 0, (rows, -1))
+
+
+def _binned_forward(q: Tensor, k: Tensor, v: Tensor, bins: Bins) -> tuple[Tensor, Tensor]:
+    """Attend in bins; out [U, N, H] and lse [N, U] of their tokens."""
+    inputs, spec = (bins.filled(q), bins.filled(k), bins.filled(v)), bins.spec
+    if spec.softcap:
+        out, lse = PLAIN_BLOCKS.forward(*inputs, spec)
+    else:
+        out, lse = _fused_forward(*inputs, spec.bias(q.dtype), False)
+    return bins.taken(out), bins.taken(lse.transpose(1, 2)).t()
+
+
+def _binned_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, bins: Bins
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give the gradients of the tokens of bins."""
+    spec, by_slot = bins.spec, bins.filled(lse.t()).transpose(1, 2)
+    inputs = (bins.filled(dout), bins.filled(q), bins.filled(k), bins.filled(v), bins.filled(out))
+    if spec.softcap:
+        dq, dk, dv = PLAIN_BLOCKS.backward(*inputs, by_slot, spec)
+    else:
+        dq, dk, dv = _fused_backward(*inputs, by_slot, spec.bias(q.dtype), False)
+    return bins.taken(dq), bins.taken(dk), bins.taken(dv)
 
 
 def _fused_forward(
@@ -188,4 +226,4 @@ def _fused_backward(
 
 
 DOCUMENTS = Kernel(_forward, _backward)
-"""Torch's fused kernel of the CPU, once for each document."""
+"""Torch's fused kernel of the CPU, once for each long document and once for all short ones."""

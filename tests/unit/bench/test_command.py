@@ -82,8 +82,11 @@ def test_steps_are_timed_divided_and_written(
 
 @pytest.mark.usefixtures("_here")
 def test_kernels_are_checked_timed_or_listed_with_the_reason(tmp_path: Path) -> None:
-    assert main(["bench", "part=kernels", *TINY, "steps=2"]) == 0
-    rows = json.loads((tmp_path / "bench/tiny.json").read_text())["kernels"]
+    words = ["part=kernels", *TINY, "steps=2", "optimizer.grad_clip_norm=inf"]
+    assert main(["bench", *words]) == 0
+    record = json.loads((tmp_path / "bench/tiny.json").read_text())
+    assert record["config"]["optimizer"]["grad_clip_norm"] == "inf"  # JSON has no infinity
+    rows = record["kernels"]
     backends = {row["backend"] for row in rows if row["kernel"] == "attention"}
     assert backends == set(choose.ATTENTION)
     timed = {(row["kernel"], row["pass"]) for row in rows if row["reason"] is None}
@@ -124,6 +127,15 @@ def test_measurements_of_nothing_are_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         load("bench", [*TINY, "steps=0", "profiled_steps=0", "profile=true"], BenchConfig)
     assert len(caught.value.problems) == 2
+
+
+@pytest.mark.usefixtures("_here")
+def test_what_cannot_run_leaves_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *TINY, "out=figures", "engine.attention=flash2"]) == 2
+    assert "engine.attention=flash2 cannot run on cpu" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("_here")

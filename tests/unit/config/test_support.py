@@ -145,6 +145,7 @@ REFUSED = [
     (2, [GRAPHS, COMPILE, "parallel.pp=2"], "has memory for one; use cuda_graphs=false"),
     (2, [GRAPHS, COMPILE, "parallel.tp=2"], "parallel.tp=2, cp=1: blocks talk to other ranks"),
     (1, [GRAPHS, COMPILE, OFFLOAD], "nothing would be saved; use one of them"),
+    (1, [*INSIDE, GRAPHS, COMPILE], "beside recordings all gradients keep their memory"),
     (1, [*INSIDE, DEEPSPEED], "DeepSpeed updates after the backward; use engine.kind=native"),
     (1, [*INSIDE, "optimizer.grad_clip_norm=0.5"], "grad_clip_norm=0.5: the global norm is"),
     (1, [*INSIDE, "optimizer.kind=muon"], "use adamw or lion"),

@@ -20,6 +20,7 @@ from llmtrain.parallel.place import Place
 from llmtrain.train.loss import pretraining_loss
 from llmtrain.train.optimizer import optimizer_factory
 from tests.distributed.layouts import MODEL, SHAPE, SINGLE
+from tests.host_waits import NoHostWait, as_copied
 
 CPU = torch.device("cpu")
 LR = 1e-2
@@ -89,7 +90,10 @@ def test_gradients_do_not_live_together(monkeypatch: pytest.MonkeyPatch) -> None
         step(self)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", counted)
-    inside.train_step(batch(0), LR, no_limits(CPU))
+    limits, first = no_limits(CPU), as_copied(batch(0))
+    inside.train_step(first, LR, limits)
+    with NoHostWait():
+        inside.train_step(first, LR, limits)
     assert most == 1
     assert all(o.tensor.grad is None and o.local.grad is None for o in owned)
     with pytest.raises(ConfigError, match=r"in_backward=true frees every gradient"):

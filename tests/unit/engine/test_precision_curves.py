@@ -1,6 +1,7 @@
 """Losses on real text: every lower precision against fp32, from the same start on the same batches.
 
-python -m tests.unit.engine.test_precision_curves 200     # the table of docs/precision.md
+python -m tests.unit.engine.test_precision_curves 64         # the tables of docs/precision.md
+python -m tests.unit.engine.test_precision_curves 64 3e-3
 """
 
 import sys
@@ -35,12 +36,13 @@ MODEL = ModelConfig(
 PARALLEL = ParallelConfig(dp_shard=1)
 ROWS, LENGTH, LR, SEED = 8, 64, 1e-3, 5
 NUM_STEPS, WARMUP = 24, 16
-LARGEST, LAST = 0.005, 0.002
+LARGEST, LAST = 0.0012, 0.0005
 """Relative differences to fp32 that a step, and the mean of the last ten, may have.
 
-Losses fall by a quarter in these steps. Rounding moves single steps by up to 0.2 % in bf16 and
-0.45 % in fp8 or without fp32 masters (in 64 steps), with both signs, so that it leaves
-less than 0.1 % of the mean.
+Losses fall by a quarter in these steps; rounding moves single steps by 0.04 % at most, and the mean
+by 0.015 %. What is broken moves them further: plain rounding of bf16 parameters (mean 0.12 %),
+fp8 scales twice too large (a step 0.43 %), weight gradients doubled (0.30 %), outputs doubled
+(1.9 %).
 """
 CPU = torch.device("cpu")
 
@@ -55,6 +57,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "no fp32 masters, bf16 moments": {**BF16, "master_dtype": "bf16", "state_dtype": "bf16"},
 }
 """Rows of the table: fields of the engine, and of the optimizer."""
+TESTED = [name for name in OPTIONS if name not in ("fp32", "bf16 moments", "no fp32 masters")]
+"""The last row is both of those that are left out."""
 
 
 @cache
@@ -80,10 +84,10 @@ def batch(step: int) -> StepBatch:
 
 
 @cache
-def curve(option: str, num_steps: int = NUM_STEPS) -> np.ndarray:
+def curve(option: str, num_steps: int = NUM_STEPS, rate: float = LR) -> np.ndarray:
     """Mean losses of the steps."""
     fields = dict(OPTIONS[option])
-    optimizer = OptimizerConfig(lr=LR, state_dtype=fields.pop("state_dtype", "fp32"))
+    optimizer = OptimizerConfig(lr=rate, state_dtype=fields.pop("state_dtype", "fp32"))
     config = EngineConfig(device="cpu", **fields)
     with World(PARALLEL, config, Place()) as world:
         engine = make_engine(
@@ -91,16 +95,18 @@ def curve(option: str, num_steps: int = NUM_STEPS) -> np.ndarray:
             optimizer_factory=optimizer_factory(optimizer, SEED), grad_clip_norm=1.0,
         )  # fmt: skip
         results = [
-            engine.train_step(batch(step), LR * min(1.0, (step + 1) / WARMUP), no_limits(CPU))
+            engine.train_step(batch(step), rate * min(1.0, (step + 1) / WARMUP), no_limits(CPU))
             for step in range(num_steps)
         ]
         engine.close()
     return np.array([(r.loss_sum / r.target_tokens).item() for r in results])
 
 
-def differences(option: str, num_steps: int = NUM_STEPS) -> tuple[float, float, float]:
+def differences(
+    option: str, num_steps: int = NUM_STEPS, rate: float = LR
+) -> tuple[float, float, float]:
     """Last loss (mean of ten steps), its relative difference to fp32, the largest of any step."""
-    mine, fp32 = curve(option, num_steps), curve("fp32", num_steps)
+    mine, fp32 = curve(option, num_steps, rate), curve("fp32", num_steps, rate)
     last, want = mine[-10:].mean(), fp32[-10:].mean()
     return float(last), float(last / want - 1), float(np.abs(mine / fp32 - 1).max())
 
@@ -111,7 +117,7 @@ def test_the_reference_learns() -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize("option", list(OPTIONS)[1:])
+@pytest.mark.parametrize("option", TESTED)
 def test_losses_are_those_of_fp32(option: str) -> None:
     _, last, largest = differences(option)
     assert abs(last) < LAST
@@ -119,7 +125,7 @@ def test_losses_are_those_of_fp32(option: str) -> None:
 
 
 if __name__ == "__main__":
-    steps = int(sys.argv[1])
+    steps, peak = int(sys.argv[1]), float(sys.argv[2]) if sys.argv[2:] else LR
     for name in OPTIONS:
-        final, relative, worst = differences(name, steps)
+        final, relative, worst = differences(name, steps, peak)
         print(f"| {name} | {final:.4f} | {100 * relative:+.2f} % | {100 * worst:.2f} % |")

@@ -97,6 +97,21 @@ def test_a_supervisor_on_a_host_stops_with_whoever_started_it(
     thread.join()
 
 
+def test_ranks_do_not_outlive_a_supervisor_that_is_killed(
+    launcher: list[str], tmp_path: Path
+) -> None:
+    guard = [sys.executable, "-m", "llmtrain.launch.supervise", "--"]
+    with subprocess.Popen([*guard, *guard, *launcher]) as outer:
+        when_up(tmp_path)
+        ranks = ranks_below(outer.pid)
+        outer.kill()
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in ranks):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert json.loads((tmp_path / "status.json").read_text()) == {"code": 3}
+
+
 def test_a_host_that_fails_stops_the_others(launcher: list[str], tmp_path: Path) -> None:
     words = [sys.executable, "-m", "llmtrain.launch.supervise", "tied=true", "--", *launcher]
     wait = f"while [ ! -e {tmp_path}/up-1 ]; do sleep 0.05; done; exit 7"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -91,6 +92,7 @@ def test_the_run_is_named_as_training_would_name_it(dry: Dry, store: Path) -> No
         (["target=torchrun", "launch.node=1"], "launch.node=1 is none of cluster.num_nodes=1"),
         (["target=torchrun", "launch.head=n0"], "launch.head=n0 is no address:port"),
         (["target=slurm", *CPU, "parallel.tp=4"], "parallel.tp=4"),
+        (["target=slurm", *CPU, "launch.account='a\nb'"], "has several lines; sbatch takes one"),
         (["target=slurm", *CPU, "launch.time_limit=soon"], "launch.time_limit=soon is no time"),
         (["target=slurm", *CPU, "data.sources.b=/nowhere"], "/nowhere does not exist"),
         (["target=slurm", *CPU, "launch.template=/nowhere"], "cannot be read: No such file"),
@@ -126,7 +128,7 @@ def test_nodes_meet_over_c10d(dry: Dry) -> None:
         "--nnodes=2",
         "--rdzv-backend=c10d",
         "--rdzv-endpoint=10.0.0.1:7000",
-        "--rdzv-conf=is_host=0",
+        "--rdzv-conf=is_host=0,read_timeout=600",
         "--local-addr=10.0.0.2",
         "--nproc-per-node=1",
     } <= set(found)
@@ -151,6 +153,8 @@ def test_deepspeed_reaches_every_host_itself(dry: Dry, tmp_path: Path) -> None:
     one = dry(*words, "launch.launcher=pdsh", "preflight=false", "launch.head=10.0.0.7")
     assert "--master_addr 10.0.0.7" in one
     assert "--launcher pdsh --module llmtrain train" in one
+    spaces = dry(*words, "launch.launcher=pdsh", "name='a b'", status=2)
+    assert "would not arrive as it is" in spaces
     srun = dry(*words, "launch.launcher=slurm", "preflight=false")
     assert "--nodelist=n0,n2 bash -c 'exec env OMP_NUM_THREADS=1" in srun
     assert '--node_rank "$SLURM_PROCID"' in srun
@@ -216,6 +220,13 @@ def test_every_task_of_an_array_is_a_run_of_its_own(dry: Dry) -> None:
     assert first[1] == hash_of(first[0]) != second[1] == hash_of(second[0])
     assert first[0][-1].startswith("name=sweep-")
     assert first[0][-1] != second[0][-1]
+    requeue = next(x for x in script.splitlines() if x.lstrip().startswith("scontrol requeue"))
+    for more, id in (({}, "7"), ({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}, "7_1")):
+        said = subprocess.check_output(
+            ["bash", "-uc", requeue.replace("scontrol", "echo")], text=True,
+            env={"SLURM_JOB_ID": "7", **more},
+        )  # fmt: skip
+        assert said == f"requeue {id}\n"  # 7 alone would be all tasks of the array 7
     same = "launch.array=['optimizer.lr=1e-3','optimizer.lr=0.001']"
     assert "the same run as another task" in dry(*words[:3], same, status=2)
     wrong = "launch.array=['optimizer.lr=1e-3','optimizer.lr=0']"
@@ -237,9 +248,33 @@ def test_nodes_of_several_kinds_are_one_job(dry: Dry) -> None:
     assert all(option in second for option in ("--nodes=2", "--gpus-per-node=2"))
     assert "--signal" not in second
     assert "--nnodes=3" in script
+    assert 'gpus=$ranks port="$port"' in script  # of each node its own
     assert "srun --het-group=0 --nodes=1 --ntasks-per-node=1" in script
     assert 'bash -c "$train" node 2 "${words[@]}" &' in script
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+
+
+NASTY = """name="a $HOME `id` it's \\"x\\" $$y $(PATH)\nz\""""
+"""A run whose name holds whatever a shell or Kubernetes would act on."""
+
+
+def test_words_reach_the_ranks_as_they_were_written(dry: Dry) -> None:
+    assert NASTY in shlex.split(dry(NASTY))
+    line = NASTY.replace("\n", " ")  # the name is in a path, which sbatch takes on one line
+    assert line in words_of(dry("target=slurm", *CPU, line))[0]
+    manifest = yaml.safe_load(dry(*KUBERNETES[:-1], NASTY))
+    (group,) = manifest["spec"]["replicatedJobs"]
+    (container,) = group["template"]["spec"]["template"]["spec"]["containers"]
+    read = re.sub(
+        r"\$\$|\$\(PATH\)", lambda x: {"$$": "$"}.get(x[0], "/bin"), container["command"][2]
+    )
+    assert NASTY in shlex.split(read[read.index("-m llmtrain train ") :])
+    assert manifest["metadata"]["name"] == "a-home-id-it-s-x-y-path-z"
+
+
+@pytest.mark.parametrize(("name", "label"), [("2x16-ab", "run-2x16-ab"), ("_", "run")])
+def test_a_service_of_kubernetes_begins_with_a_letter(dry: Dry, name: str, label: str) -> None:
+    assert f"\n  name: {label}\n" in dry(*KUBERNETES[:-1], f"name={name}")
 
 
 KUBERNETES = (
@@ -261,7 +296,8 @@ def valid(value: object, name: str, part: str | None = None) -> None:
         [],
         ["launch.queue=q", "launch.service_account=s", "launch.secrets=[wandb]",
          "launch.node_selector={gpu: h100}", 'launch.resources={rdma/hca: "8"}',
-         "cluster.memory_gib=900", "cluster.cpus_per_node=96"],
+         "cluster.memory_gib=900", "cluster.cpus_per_node=96",
+         "launch.tolerations=[nvidia.com/gpu]"],
     ],
 )  # fmt: skip
 def test_a_jobset_is_what_the_schema_asks_for(dry: Dry, more: list[str]) -> None:

@@ -58,8 +58,8 @@ def test_right_backends_pass(name: str, dtype: torch.dtype) -> None:
     ("broken", "window", "softcap", "said"),
     [
         (seeing(whole_rows), None, None, r"documents sees other documents: a token moves"),
-        (seeing(lambda c: replace(c, window=0)), 16, None, "gives a wrong output"),
-        (seeing(lambda c: replace(c, softcap=0.0)), None, 0.5, "gives a wrong output"),
+        (seeing(lambda c: replace(c, window=0)), 4096, None, "gives a wrong output"),
+        (seeing(lambda c: replace(c, softcap=0.0)), None, 50.0, "gives a wrong output"),
         (seeing(lambda c: replace(c, causal=False)), None, None, "gives a wrong output"),
         (Kernel(DOCUMENTS.forward, wrong_gradient), None, None, "gives a wrong gradient of k"),
         (Kernel(raising, raising), None, None, "fails with RuntimeError: no kernel image is avai"),

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmtrain.data.batch import IGNORE_INDEX
+from llmtrain.ops import cross_entropy
 from llmtrain.ops.cross_entropy import VocabPartition, chunked_linear_cross_entropy
 
 T, D, V = 23, 6, 17
@@ -237,3 +238,33 @@ def test_uneven_parts_of_the_vocabulary_give_the_whole(
     torch.testing.assert_close(torch.cat(by_weight), grad_weight)
     for each in (totals, losses, lses):
         assert all(torch.equal(each[0], other) for other in each)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_that_stay_in_the_cache_give_what_all_rows_give(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    logits, targets = torch.randn(23, 17).to(dtype), torch.randint(0, 17, (23,))
+    whole = cross_entropy.torch_step(logits.clone(), targets, None, Z_WEIGHT, True)
+    monkeypatch.setattr(cross_entropy, "_CACHED_LOGITS", 5 * 17)
+    pieces = cross_entropy.torch_step(logits.clone(), targets, None, Z_WEIGHT, True)
+    for ours, wanted in zip(pieces, whole, strict=True):
+        assert torch.equal(ours, wanted)
+
+
+def test_a_large_vocabulary_takes_fewer_tokens_at_a_time() -> None:
+    tokens, vocab = 600, 1 << 17
+    hidden, weight = torch.randn(tokens, 1), torch.randn(vocab, 1)
+    with LargestTensor() as watch:
+        chunked_linear_cross_entropy(
+            hidden, weight, torch.zeros(tokens, dtype=torch.int64), None, chunk_tokens=1024
+        )
+    assert watch.largest <= 256 * vocab
+
+
+def test_a_graph_that_is_kept_gives_its_gradients_twice() -> None:
+    hidden, weight, targets, _ = inputs()
+    total = chunked_linear_cross_entropy(hidden, weight, targets, None, 8)[0] * 3
+    first = torch.autograd.grad(total, weight, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(total, weight), first, rtol=0, atol=0)

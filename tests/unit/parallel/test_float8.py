@@ -124,6 +124,21 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyP
         converted(MODEL)
 
 
+def test_importing_torchao_hides_two_kinds_of_lines_and_no_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def said() -> list[str]:
+        caplog.clear()
+        logging.getLogger("torchao").warning("Failed to load _C.so: no such GPU")
+        logging.getLogger("torchao").warning("this recipe is deprecated")
+        logging.getLogger("torch.utils._pytree").warning("%s is an Enum subclass and", "Kind")
+        return [record.getMessage() for record in caplog.records]
+
+    with float8._quiet_import():
+        assert said() == ["this recipe is deprecated"]
+    assert "Failed to load _C.so: no such GPU" in said()
+
+
 def test_a_gpu_without_float8_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for found, reason in (((8, 6), "capability 8.9 .* found 8.6"), ((9, 0), None)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=found: found)

@@ -97,6 +97,25 @@ def test_parts_have_the_bits_of_the_whole(
             assert torch.equal(mine, theirs[region])
 
 
+def test_what_falls_by_less_than_a_spacing_falls_as_in_fp32() -> None:
+    """Plain rounding never moves a second moment by a thousandth of itself, nor such a weight."""
+    parameter = nn.Parameter(torch.ones(64, 64, dtype=torch.bfloat16))
+    parameter.grad_dtype = torch.float32
+    info = ParameterInfo(name="w", shape=(64, 64), trainable=True, decay=True)
+    config = OptimizerConfig(lr=0.01, beta2=0.999, state_dtype="bf16", weight_decay=0.1)
+    made = optimizer_factory(config, seed=3)([(info, parameter)], run_alone, [whole((64, 64))])
+    for step in range(200):
+        parameter.grad = torch.full((64, 64), float(step == 0))
+        made.step()
+        if step == 0:
+            with torch.no_grad():
+                parameter.fill_(1.0)
+                made.state[parameter]["exp_avg"].zero_()
+    moment = made.state[parameter]["exp_avg_sq"].double().mean().item()
+    assert moment == pytest.approx(0.001 * 0.999**199, rel=2e-3)
+    assert parameter.double().mean().item() == pytest.approx(0.999**199, rel=2e-3)
+
+
 def test_another_seed_rounds_otherwise() -> None:
     found = []
     for seed in (3, 4):

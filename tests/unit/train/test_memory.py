@@ -59,7 +59,7 @@ def test_a_run_that_has_no_room(
     monkeypatch.setattr(local_model.LocalModel, "run", failing(fail))
     assert run_command(lambda: build.train(config)) == 1
     said = capsys.readouterr().err
-    assert f"out of memory on rank 0 in step 1: asked for {asked} GiB, held " in said
+    assert f"out of memory on rank 0 after 0 steps: asked for {asked} GiB, held " in said
     assert "use training.micro_batch_size=3 (now 6), parallel.recompute=full (now none) or" in said
     assert "Traceback" not in said
     status = json.loads((tmp_path / "tight/status.json").read_text())
@@ -84,7 +84,7 @@ def test_advice_is_what_the_run_can_take(tmp_path: Path) -> None:
         tmp_path, "training.micro_batch_size=1", "model.vocab_size=32768",
         "engine.loss_chunk_tokens=4096", "parallel.recompute=full",
     )  # fmt: skip
-    assert "rank 3 in step 8" in said
+    assert "rank 3 after 7 steps" in said
     assert said.endswith(
         "use engine.loss_chunk_tokens=2048 (now 4096, 0.50 GiB of logits), "
         "parallel.activation_offload=true or more ranks along parallel.dp_shard (now 1)"
@@ -107,6 +107,17 @@ def test_the_numbers_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 512.00 MiB.")
     found = Shortage.of(error, torch.device("cuda", 0))
     assert str(found) == "asked for 0.50 GiB, held 7.00 GiB, 0.50 GiB of 8.00 GiB were free"
+
+
+def test_the_numbers_of_a_process_under_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = RuntimeError("DefaultCPUAllocator: tried to allocate 8 bytes")
+    machine = Shortage.of(error, CPU)
+    assert machine is not None
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (2**20, 2**20))
+    limited = Shortage.of(error, CPU)
+    assert limited is not None
+    assert (limited.free, limited.total) == (0, 2**20)
+    assert machine.total > GIB
 
 
 def test_history_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
