@@ -179,7 +179,7 @@ class Sleeper(nn.Module):
         time.sleep(self.seconds)
         self.log.append(Slept(kind, self.number, start, time.perf_counter()))
 
-    def forward(self, x: Tensor, positions: Tensor, document_ids: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *_: Tensor, **__: object) -> Tensor:
         self.sleep("F")
         if self.number == 0:
             hidden = torch.zeros(*x.shape, self.width)

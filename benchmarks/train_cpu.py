@@ -188,22 +188,20 @@ def case_of(size: str, precision: str, load: str, options: Options) -> dict[str,
 
 
 def speed(name: str, case: Mapping[str, Any], options: Options) -> dict[str, Any]:
-    """Train with all sides in turn: first as they are, then compiled.
+    """Find the faster of ours; train with it beside the peers as they are, then compiled.
 
-    Both of ours run beside the peers that are not compiled, the faster one beside the others.
+    Not all at once: memory would not do.
     """
-    eager, compiled = ("ours", False), ("ours", True)
-    first = together(
-        name, case, options, [eager, compiled, *((side, False) for side in options.side)]
-    )
-    best = min(("ours", "ours compiled"), key=lambda side: wall(first[side]))
-    ours = compiled if best == "ours compiled" else eager
-    second = together(name, case, options, [ours, *((side, True) for side in options.side)])
+    runs = together(name, case, options, [("ours", False), ("ours", True)])
+    best = min(runs, key=lambda side: wall(runs[side]))
     tokens = case["rows"] * case["sequence_length"]
-    sides = {side: summary(runs, first[best], tokens) for side, runs in first.items()}
-    sides |= {
-        side: summary(runs, second[best], tokens) for side, runs in second.items() if side != best
-    }
+    sides = {side: summary(found, runs[best], tokens) for side, found in runs.items()}
+    for compile_ in (False, True) if options.side else ():
+        turns = [("ours", best != "ours"), *((side, compile_) for side in options.side)]
+        runs = together(name, case, options, turns)
+        sides |= {
+            side: summary(found, runs[best], tokens) for side, found in runs.items() if side != best
+        }
     theirs = {side: found for side, found in sides.items() if not side.startswith("ours")}
     if not theirs:
         return {"sides": sides, "ours": best}
