@@ -133,7 +133,6 @@ def engine_of(case: Case, world: World, settings: EngineConfig) -> NativeEngine:
 
 def main() -> None:
     case, meter = begin()
-    logging.disable(logging.WARNING)
     settings = EngineConfig(device="cpu", precision=case.precision, compile=case.compile)
     tokens = case.rows * case.sequence_length
     steps = StepSchedule(case.sequence_length, tokens, (), ())
@@ -160,4 +159,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)
     main()
