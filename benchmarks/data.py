@@ -23,9 +23,10 @@ from typing import Any
 from data_decisions import decisions
 from data_inputs import Part, prepare
 from data_rows import PARTS, Bench, Row, own_side, rows
-from data_sides import WORKERS, Measured, StageError, in_turn
+from data_sides import WORKERS, Measured, in_turn
 from data_table import markdown
 from reporting import commit, host, note, rounded, versions
+from worker import WorkerError
 
 from llmtrain.errors import ConfigError, DataError
 
@@ -97,7 +98,7 @@ def main(arguments: Sequence[str]) -> int:
             report["rows"][key] = measure(bench, row, options) | {
                 "measured": {"commit": report["commit"], "command": report["command"]}
             }
-        except StageError as error:
+        except WorkerError as error:
             note(str(error))
             failed.append(key)
         save(options.json, report)

@@ -8,9 +8,7 @@ and its children: PSS (pages shared with others divided among them) and USS (wha
         side.run("filters", [{"input": a, "rank": 0}, {"input": b, "rank": 1}]).seconds
 """
 
-import json
 import os
-import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,19 +17,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from worker import Worker, WorkerError
+
 WORKERS = 2
 """Processes of a side."""
 SAMPLE_S = 0.1
 """Seconds between two looks at the memory."""
-ENVIRONMENT = [
-    "env", "HF_HUB_OFFLINE=1", "OMP_NUM_THREADS=1", "RAYON_NUM_THREADS=1",
-    "TOKENIZERS_PARALLELISM=false", "PYTHONHASHSEED=0",
-]  # fmt: skip
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": 1, "OMP_NUM_THREADS": 1, "RAYON_NUM_THREADS": 1,
+    "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": 0,
+}  # fmt: skip
 """One thread per process, on both sides, and no network."""
-
-
-class StageError(RuntimeError):
-    """A stage of one side failed; the text is its traceback."""
 
 
 @dataclass(slots=True)
@@ -68,14 +64,7 @@ class Side:
     def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
         """Start the workers with ``command``; ``log`` gets what they say."""
         self.name = name
-        self._log = log.open("ab")
-        self._workers = [
-            subprocess.Popen(
-                [*ENVIRONMENT, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=self._log, text=True,
-            )
-            for _ in range(WORKERS)
-        ]  # fmt: skip
+        self._workers = [Worker(name, command, log, **ENVIRONMENT) for _ in range(WORKERS)]
 
     def __enter__(self) -> "Side":
         return self
@@ -88,14 +77,7 @@ class Side:
     ) -> None:
         """Let the workers end."""
         for worker in self._workers:
-            if worker.stdin is not None:
-                worker.stdin.close()
-            try:
-                worker.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                worker.kill()
-                worker.wait()
-        self._log.close()
+            worker.close()
 
     def run(
         self, stage: str, jobs: Sequence[Mapping[str, Any]], *, driver: bool = False
@@ -106,14 +88,14 @@ class Side:
         theirs alone: workers of other phases have no driver either.
         """
         if not 1 <= len(jobs) <= (1 if driver else WORKERS):
-            raise StageError(f"{self.name}: {stage}: {len(jobs)} jobs; give one to each worker")
+            raise WorkerError(f"{self.name}: {stage}: {len(jobs)} jobs; give one to each worker")
         busy = self._workers[: len(jobs)]
         pids = [worker.pid for worker in (busy if driver else self._workers)]
         cpu = cpu_seconds(family(pids))
         with memory_of(pids, drivers=driver) as peak:
             for worker, job in zip(busy, jobs, strict=True):
-                _send(worker, {"stage": stage, **job})
-            answers = [_receive(worker, self.name, stage) for worker in busy]
+                worker.send({"stage": stage, **job})
+            answers = [worker.receive() for worker in busy]
         return Measured(
             seconds=max(answer["seconds"] for answer in answers),
             cpu_seconds=cpu_seconds(family(pids)) - cpu,
@@ -121,23 +103,6 @@ class Side:
             uss_mb=peak.uss / 1e6,
             results=[answer["result"] for answer in answers],
         )
-
-
-def _send(worker: subprocess.Popen[str], request: Mapping[str, Any]) -> None:
-    if worker.stdin is None:
-        raise StageError("a worker was started without a pipe")
-    worker.stdin.write(json.dumps(request) + "\n")
-    worker.stdin.flush()
-
-
-def _receive(worker: subprocess.Popen[str], side: str, stage: str) -> dict[str, Any]:
-    line = worker.stdout.readline() if worker.stdout is not None else ""
-    if not line:
-        raise StageError(f"{side}: {stage}: a worker ended with status {worker.wait()}")
-    answer: dict[str, Any] = json.loads(line)
-    if "error" in answer:
-        raise StageError(f"{side}: {stage}:\n{answer['error']}")
-    return answer
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:

@@ -15,7 +15,6 @@ stores of many sizes.
 
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from typing import Any
 
 from loader_corpus import dense, sparse
 from reporting import commit, host, note, rounded, versions
+from worker import Worker, WorkerError
 
 from llmtrain.data.manifest import read_manifest
 from llmtrain.errors import ConfigError, DataError
@@ -83,45 +83,20 @@ STARTS: tuple[tuple[str, dict[str, int], tuple[str, ...]], ...] = (
 """Sparse stores: what to call them, how to make them, who opens them."""
 
 
-class Worker:
-    """The process of one side."""
+def started(side: str, options: Options) -> Worker:
+    """Start the process of one side; a log in ``options.out`` gets what it says."""
+    own = side not in PEERS
+    script = HERE / "peers" / ("loader_own.py" if own else f"loader_{side}.py")
+    return Worker(
+        side, [sys.executable if own else str(options.peer), str(script), side],
+        options.out / "log.txt", HF_HUB_OFFLINE=1, OMP_NUM_THREADS=1, PYTHONWARNINGS="ignore",
+    )  # fmt: skip
 
-    def __init__(self, side: str, options: Options) -> None:
-        """Start it; ``options.out`` gets what it says."""
-        own = side not in PEERS
-        script = HERE / "peers" / ("loader_own.py" if own else f"loader_{side}.py")
-        python = sys.executable if own else str(options.peer)
-        self.side = side
-        self._log = (options.out / "log.txt").open("ab")
-        self._process = subprocess.Popen(
-            ["env", "HF_HUB_OFFLINE=1", "OMP_NUM_THREADS=1", "PYTHONWARNINGS=ignore", python,
-             str(script), side], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
-            text=True,
-        )  # fmt: skip
 
-    def ask(self, stage: str, **arguments: Any) -> dict[str, Any]:
-        """Send a request and return its answer.
-
-        Raises:
-            DataError: the side failed; the text is its traceback.
-        """
-        if self._process.stdin is None or self._process.stdout is None:
-            raise DataError(f"{self.side} was started without pipes")
-        self._process.stdin.write(json.dumps({"stage": stage, **arguments}) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        answer = json.loads(line) if line else {"error": f"ended: {self._process.wait()}"}
-        if "error" in answer:
-            raise DataError(f"{self.side}: {stage}: {answer['error']}")
-        result: dict[str, Any] = answer["result"]
-        return result
-
-    def close(self) -> None:
-        """Let it end."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        self._process.wait(timeout=60)
-        self._log.close()
+def ask(worker: Worker, stage: str, **arguments: Any) -> dict[str, Any]:
+    """Have a worker run a stage; what it returned."""
+    result: dict[str, Any] = worker.ask({"stage": stage, **arguments})["result"]
+    return result
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -181,17 +156,17 @@ def speed(options: Options, batch: int) -> dict[str, Any]:
     sides = ("raw", "by_hand", "ours", *PEERS)
     batches = options.batches * max(options.batch) // batch
     told = request(stores, SHARES, options, batch, (options.rounds + 1) * batches + 1)
-    workers = {side: Worker(side, options) for side in sides}
+    workers = {side: started(side, options) for side in sides}
     measured: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     try:
         for side in sides:
-            shape = workers[side].ask("start", **told)["shape"]
+            shape = ask(workers[side], "start", **told)["shape"]
             if shape != [batch, options.sequence_length]:
                 raise DataError(f"{side} gave inputs of shape {shape}")
         for number in range(options.rounds + 1):
             note(f"batches of {batch}: round {number} of {options.rounds}")
             for side in sides[number % len(sides) :] + sides[: number % len(sides)]:
-                answer = workers[side].ask("read", num_batches=batches)
+                answer = ask(workers[side], "read", num_batches=batches)
                 if number:
                     measured[side].append(answer)
     finally:
@@ -227,8 +202,8 @@ def start(options: Options) -> dict[str, Any]:
         for number in range(options.starts + 1):  # the first one fills the page cache
             note(f"start {number} of {options.starts}: {name}")
             for side in sides:
-                worker = Worker(side, options)
-                answer = worker.ask("start", **told)
+                worker = started(side, options)
+                answer = ask(worker, "start", **told)
                 worker.close()
                 if number:
                     answers[side].append(answer)
@@ -293,5 +268,5 @@ def table(report: Mapping[str, Any]) -> str:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, WorkerError) as error:
         sys.exit(f"error: {error}")

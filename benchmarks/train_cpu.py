@@ -22,7 +22,6 @@ cores; results of earlier runs stay in the file.
 
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -31,6 +30,7 @@ from typing import Any
 
 from reporting import note, rounded
 from train_cpu_table import BARS, machine, table
+from worker import Worker, WorkerError
 
 from llmtrain.errors import ConfigError, DataError
 
@@ -91,7 +91,7 @@ KINDS: dict[str, Any] = {
 }  # fmt: skip
 
 
-class Worker:
+class Side:
     """The process of one side, with the case it trains."""
 
     def __init__(self, side: str, case: Mapping[str, Any], options: Options, watch: bool = False):
@@ -99,40 +99,21 @@ class Worker:
         self.name = side + (" compiled" if case["compile"] else "")
         script = HERE / "peers" / f"train_{'own' if side == 'ours' else side}.py"
         python = sys.executable if side == "ours" else str(options.peer)
-        self._log = (options.out / "log.txt").open("ab")
-        settings = {
-            "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore",
-            "OMP_NUM_THREADS": str(case["threads"]),
-            "TORCHINDUCTOR_CACHE_DIR": str(options.out.resolve() / f"code-{side}"),
-        }  # fmt: skip
-        self._process = subprocess.Popen(
-            ["env", *(f"{name}={value}" for name, value in settings.items()), python, str(script),
-             *(["watch"] if watch else [])],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
+        self._worker = Worker(
+            self.name, [python, str(script), *(["watch"] if watch else [])],
+            options.out / "log.txt", HF_HUB_OFFLINE=1, PYTHONWARNINGS="ignore",
+            OMP_NUM_THREADS=case["threads"],
+            TORCHINDUCTOR_CACHE_DIR=options.out.resolve() / f"code-{side}",
         )  # fmt: skip
-        self.first_loss: float = self._ask(dict(case))["losses"][0]
+        self.first_loss: float = self._worker.ask(case)["losses"][0]
 
     def step(self) -> dict[str, Any]:
         """Take a step; its seconds, loss and peak memory."""
-        return self._ask({"steps": 1})
-
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        if self._process.stdin is None or self._process.stdout is None:
-            raise DataError(f"{self.name} was started without pipes")
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise DataError(f"{self.name} ended with {self._process.wait()}; see {self._log.name}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        return self._worker.ask({"steps": 1})
 
     def close(self) -> None:
         """Let it end."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        self._process.wait(timeout=60)
-        self._log.close()
+        self._worker.close()
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -224,13 +205,13 @@ def together(
     name: str, case: Mapping[str, Any], options: Options, sides: Sequence[tuple[str, bool]]
 ) -> dict[str, list[dict[str, Any]]]:
     """Run sides in turn, (name, whether compiled) each; returns their steps."""
-    workers: list[Worker] = []
+    workers: list[Side] = []
     runs: dict[str, list[dict[str, Any]]] = {}
     rounds, warm = (2, 0) if options.quick else (options.rounds, 1)
     try:
         for side, compile_ in sides:
             note(f"{name}: {side}{' compiled' if compile_ else ''} starts")
-            workers.append(Worker(side, dict(case) | {"compile": compile_}, options))
+            workers.append(Side(side, dict(case) | {"compile": compile_}, options))
             runs[workers[-1].name] = []
         check_losses(workers, case)
         for number in range(rounds + warm):
@@ -287,7 +268,7 @@ def overhead(name: str, case: Mapping[str, Any], options: Options) -> dict[str, 
     """Seconds of our step, by part; timers stand around the engine's own calls."""
     found = {}
     for compile_ in (False, True):
-        worker = Worker("ours", dict(case) | {"compile": compile_}, options, watch=True)
+        worker = Side("ours", dict(case) | {"compile": compile_}, options, watch=True)
         steps = [worker.step() for _ in range(options.rounds + 1)][1:]
         worker.close()
         shares = []
@@ -305,5 +286,5 @@ def overhead(name: str, case: Mapping[str, Any], options: Options) -> dict[str, 
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, WorkerError) as error:
         sys.exit(f"error: {error}")

@@ -14,7 +14,7 @@ import torch
 from litgpt.config import Config
 from litgpt.model import GPT
 from litgpt.utils import chunked_cross_entropy
-from train_side import Case, begin, rows_of, start_weights
+from train_side import Case, begin, fill, fused_weights, rows_of
 
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
 NAMES = {
@@ -37,22 +37,7 @@ def model_of(case: Case) -> GPT:
     )  # fmt: skip
     model = GPT(config)
     model.transformer.wte.weight = model.lm_head.weight
-    parameters = dict(model.named_parameters())
-    parts: dict[str, torch.Tensor] = {}
-    with torch.no_grad():
-        for name, value in start_weights(case):
-            if "q_proj" in name or "k_proj" in name or "v_proj" in name:
-                parts[name[-len("q_proj.weight")]] = value
-                if len(parts) < 3:
-                    continue
-                name = f"transformer.h.{name.split('.')[2]}.attn.qkv.weight"
-                value = torch.cat([parts[part] for part in "qkv"])
-                parts = {}
-            for theirs, its in NAMES.items():
-                name = name.replace(theirs, its)
-            parameters.pop(name).copy_(value)
-    if parameters:
-        raise ValueError(f"no start weights for {sorted(parameters)}")
+    fill(model, fused_weights(case, NAMES, "transformer.h.{}.attn.qkv.weight"))
     return model
 
 

@@ -12,7 +12,7 @@ import itertools
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from train_side import IGNORE, Case, begin, rows_of, start_weights
+from train_side import IGNORE, Case, begin, fill, fused_weights, rows_of
 
 
 class Block(nn.Module):
@@ -80,22 +80,7 @@ NAMES = {
 
 def model_of(case: Case) -> Model:
     model = Model(case)
-    parameters = dict(model.named_parameters())
-    parts: dict[str, Tensor] = {}
-    with torch.no_grad():
-        for name, value in start_weights(case):
-            if "q_proj" in name or "k_proj" in name or "v_proj" in name:
-                parts[name[-len("q_proj.weight")]] = value
-                if len(parts) < 3:
-                    continue
-                name = f"blocks.{name.split('.')[2]}.qkv.weight"
-                value = torch.cat([parts[part] for part in "qkv"])
-                parts = {}
-            for theirs, mine in NAMES.items():
-                name = name.replace(theirs, mine)
-            parameters.pop(name).copy_(value)
-    if parameters:
-        raise ValueError(f"no start weights for {sorted(parameters)}")
+    fill(model, fused_weights(case, NAMES, "blocks.{}.qkv.weight"))
     return model
 
 

@@ -16,13 +16,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 IGNORE = -100
 """Target where there is none: the next token is of another document, or outside the row."""
@@ -104,6 +105,35 @@ def start_weights(case: Case) -> Iterator[tuple[str, torch.Tensor]]:
             yield f"{block}mlp.{name}_proj.weight", drawn(inner, width)
         yield block + "mlp.down_proj.weight", drawn(width, inner)
     yield "model.norm.weight", torch.ones(width)
+
+
+def fused_weights(case: Case, names: Mapping[str, str], qkv: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield the start weights by names of a model with one matrix for queries, keys and values.
+
+    ``names`` are its names by parts of Hugging Face's, ``qkv`` its name of that matrix, in which
+    ``{}`` stands for the layer.
+    """
+    parts: list[Tensor] = []
+    for name, value in start_weights(case):
+        if any(part in name for part in ("q_proj", "k_proj", "v_proj")):
+            parts.append(value)
+            if len(parts) == 3:
+                yield qkv.format(name.split(".")[2]), torch.cat(parts)
+                parts = []
+            continue
+        for theirs, its in names.items():
+            name = name.replace(theirs, its)
+        yield name, value
+
+
+def fill(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Give every parameter of ``model`` its start weight; raises ValueError for one without."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in weights:
+            parameters.pop(name).copy_(value)
+    if parameters:
+        raise ValueError(f"no start weights for {sorted(parameters)}")
 
 
 class Meter:

@@ -10,7 +10,7 @@ import tempfile
 from typing import Any
 
 import torch
-from train_side import Case, Meter, begin, rows_of, start_weights
+from train_side import Case, Meter, begin, fill, rows_of, start_weights
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 
@@ -64,12 +64,7 @@ def model_of(case: Case) -> LlamaForCausalLM:
         tie_word_embeddings=True, use_cache=False, attn_implementation="sdpa",
     )  # fmt: skip
     model = LlamaForCausalLM(config)
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in start_weights(case):
-            parameters.pop(name).copy_(value)
-    if parameters:
-        raise ValueError(f"no start weights for {sorted(parameters)}")
+    fill(model, start_weights(case))
     return model
 
 
