@@ -25,15 +25,16 @@ import torch
 from torch import Tensor, nn
 
 from llmtrain.config.engine import EngineConfig
-from llmtrain.config.parallel import SEVERAL_STAGES, ParallelConfig
+from llmtrain.config.parallel import SEVERAL_STAGES, ParallelConfig, Schedule
 from llmtrain.data.batch import StepBatch
 from llmtrain.data.synthetic import BatchShape, rank_rows, synthetic_batch
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.pipeline import SCHEDULES, Pipeline
 from llmtrain.parallel.stage import StageModule
+from llmtrain.planner.activations import bubble
 from llmtrain.planner.stages import stages_of_rank
 
-FORMULAS = {
+FORMULAS: dict[Schedule, str] = {
     "gpipe": "(p-1)/(m+p-1)",
     "1f1b": "(p-1)/(m+p-1)",
     "interleaved_1f1b": "(p-1)/(vm+p-1)",
@@ -64,12 +65,6 @@ class Slept(NamedTuple):
     stage: int
     start: float
     end: float
-
-
-def closed_form(schedule: str, p: int, m: int, v: int) -> float:
-    """FORMULAS in numbers."""
-    factors = {"gpipe": 1, "1f1b": 1, "interleaved_1f1b": v, "dualpipev": 3}
-    return (p - 1) / (factors.get(schedule, 3 * v) * m + p - 1)
 
 
 def operations(schedule: str, p: int, m: int, v: int) -> list[list[Action]]:
@@ -275,14 +270,15 @@ def main() -> None:
             print("| schedule | v | formula | closed form | table | measured | off |")
             print("|---|---|---|---|---|---|---|")
         for schedule, formula in FORMULAS.items():
-            v = 2 if schedule in SEVERAL_STAGES else 1
+            layout = ParallelConfig(pp=p, schedule=schedule)
+            v = layout.num_stages_per_rank
             theory = table_idle(operations(schedule, p, m, v))
             logs = measure(world, schedule, m, v, options.unit, options.repeat)
             idle = idle_fraction(logs)
             rows.append((schedule, f"idle {idle:.1%}, in theory {theory:.1%}", logs))
             if world.rank == 0:
                 print(
-                    f"| `{schedule}` | {v} | {formula} | {closed_form(schedule, p, m, v):.4f} "
+                    f"| `{schedule}` | {v} | {formula} | {bubble(layout, m):.4f} "
                     f"| {theory:.4f} | {idle:.4f} | {idle / theory - 1:+.1%} |",
                     flush=True,
                 )

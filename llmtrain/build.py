@@ -34,15 +34,17 @@ from llmtrain.train.feed import Copies, Feed
 from llmtrain.train.guard import Guard, stop_signals
 from llmtrain.train.loss import Observer, pretraining_loss
 from llmtrain.train.memory import explained, record_history
-from llmtrain.train.metrics import Meter, Metrics
+from llmtrain.train.metrics import Meter
 from llmtrain.train.mixing import Mixing
+from llmtrain.train.norms import layers_of
 from llmtrain.train.optimizer import optimizer_factory
 from llmtrain.train.profiler import Profiler
 from llmtrain.train.progress import Progress
 from llmtrain.train.run_journal import RunJournal
 from llmtrain.train.rundir import ExitReason, RunDirectory
 from llmtrain.train.schedule import learning_rate
-from llmtrain.train.tracker import open_sinks
+from llmtrain.train.start import ORIGIN, start_from
+from llmtrain.train.watch import Parts, open_watch
 
 logger = logging.getLogger(__name__)
 
@@ -97,33 +99,38 @@ def _train(config: RunConfig, run: RunDirectory, world: World, progress: Progres
             run.checkpoints, config.checkpoint, engine,
             facts=data_facts(plan), journal=journal, carried=run.read_record,
         )  # fmt: skip
-        checkpoints.restore(progress)
+        if not checkpoints.restore(progress) and config.checkpoint.start_from is not None:
+            carried = start_from(config.checkpoint.start_from, engine, config.model)
+            if world.rank == 0 and ORIGIN in carried:
+                run.record(**{ORIGIN: carried[ORIGIN]})
+        stack.callback(checkpoints.close)
+        checkpoints.prepare()
         if world.rank == 0:
+            if checkpoints.restored is not None:  # on a new disk there is no run.json yet
+                run.record(**checkpoints.restored.meta["carried"])
             write_yaml(config, run.config_yaml)
         copies = Copies(world.device)
         ahead = stack.enter_context(_batches(config, plan, world, copies))
         batches = Feed(documents.asking(ahead), copies)
         schedule = learning_rate(config.optimizer, config.schedule, config.training.num_tokens)
-        hooks: list[loop.Hook] = [
-            mixing, stack.enter_context(loop.GarbageCollection()), documents,
-        ]  # fmt: skip
-        metrics = None
-        if world.rank == 0:
-            peak = config.monitor.peak_tflops
-            metrics = Metrics(
-                open_sinks(stack, config.monitor, run, progress, to_plain(config)),
-                Meter.of(config.model, world.device, world.world_size, peak),
-                schedule=schedule, source_names=plan.source_names,
-                batches=batches, batch_hash=plan.batch_hash,
-                every_steps=config.monitor.log_every_steps,
-            )  # fmt: skip
-            hooks.append(metrics)
+        watch = open_watch(stack, config.monitor, Parts(
+            run=run, world=world, progress=progress, engine=engine, plan=plan, batches=batches,
+            saver=checkpoints, schedule=schedule, layers=layers_of(config.model),
+            meter=Meter.of(
+                config.model, world.device, world.world_size, config.monitor.peak_tflops
+            ),
+            compiled=config.engine.compile, plain_config=to_plain(config),
+        ))  # fmt: skip
+        hooks: list[loop.Hook] = [*watch.before]
         if held_out is not None:
             evaluation = Evaluation(
                 engine, held_out, world.device, every_steps=config.evaluation.every_steps or 1,
-                report=None if metrics is None else metrics.add,
+                report=watch.report,
             )  # fmt: skip
-            hooks.insert(0, evaluation)
+            hooks.append(evaluation)
+            checkpoints.scores = evaluation.scores
+        collection = stack.enter_context(loop.GarbageCollection())
+        hooks += [mixing, collection, documents, *watch.after]
         if config.monitor.profile_steps is not None:
             hooks.append(stack.enter_context(Profiler(
                 run.path / "traces", world.rank, config.monitor.profile_steps, progress
@@ -133,10 +140,14 @@ def _train(config: RunConfig, run: RunDirectory, world: World, progress: Progres
             check_every_steps=config.monitor.log_every_steps,
         )  # fmt: skip
         keep_freed_memory(world.device)
-        return loop.train(
-            engine, batches, progress=progress, schedule=schedule,
-            guard=guard, checkpoints=checkpoints, hooks=hooks,
+        reason = loop.train(
+            engine, watch.batches, progress=progress, schedule=schedule,
+            guard=guard, checkpoints=watch.saver, hooks=hooks,
         )  # fmt: skip
+        watch.events.ended(reason)
+        if reason is not ExitReason.PREEMPTED:  # there the time left is short
+            checkpoints.wait_for_mirror()
+        return reason
 
 
 def _batches(config: RunConfig, plan: BatchPlan, world: World, copies: Copies) -> Batches:

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,18 +24,21 @@ from llmtrain.config.bench import BenchConfig
 from llmtrain.config.commands import ParityConfig, ReportConfig
 from llmtrain.config.doctor import DoctorConfig
 from llmtrain.config.generate import EvalConfig, GenerateConfig
+from llmtrain.config.interop import ExportConfig, ImportConfig
 from llmtrain.config.launch import VERBATIM as LAUNCH_VERBATIM
-from llmtrain.config.launch import LaunchConfig, split
+from llmtrain.config.launch import LaunchConfig
+from llmtrain.config.launch import split as split_launch
 from llmtrain.config.load import (
     config_hash,
-    config_root,
     load,
     options,
     root_groups,
-    sweep_overrides,
     to_yaml,
 )
+from llmtrain.config.plan import PlanConfig
 from llmtrain.config.run import RunConfig, check
+from llmtrain.config.selftest import SelftestConfig
+from llmtrain.config.selftest import split as split_selftest
 from llmtrain.config.strict import build
 from llmtrain.config.trace import TraceConfig
 from llmtrain.errors import ConfigError
@@ -52,6 +55,12 @@ options of every command:
   --help, -h          this text, or that of one command
 """
 
+
+SPLITS: Mapping[type[Any], Callable[[list[str]], tuple[list[str], list[str]]]] = {
+    LaunchConfig: split_launch,
+    SelftestConfig: split_selftest,
+}
+"""Commands that take a training command line, and what takes their own words out of it."""
 
 STOPPED = 3
 """Exit status of a run that was asked to stop and saved."""
@@ -97,6 +106,12 @@ COMMANDS = {
         example="model=llama_demo parallel.pp=2 parallel.schedule=1f1b",
         ranks=True,
     ),
+    "plan": Command(
+        help="memory, step time and days of a run on GPUs that are not here; finds a layout",
+        schema=PlanConfig,
+        entry="llmtrain.planner.command:main",
+        example="model=llama3_8b num_gpus=64 gpu=H100 search=true",
+    ),
     "bench": Command(
         help="tokens/s, MFU, memory and time by part of training, or of single kernels",
         schema=BenchConfig,
@@ -116,8 +131,22 @@ COMMANDS = {
         entry="llmtrain.eval.perplexity:main",
         example="run=runs/demo",
     ),
+    "import": Command(
+        help="make a checkpoint to train from out of a Hugging Face folder",
+        schema=ImportConfig,
+        entry="llmtrain.interop.command:import_main",
+        example="from=Qwen2.5-0.5B run=runs/qwen vocab_multiple=128",
+        verbatim=("from", "run"),
+    ),
+    "export": Command(
+        help="write a checkpoint of a run as a Hugging Face folder",
+        schema=ExportConfig,
+        entry="llmtrain.interop.command:export_main",
+        example="run=runs/demo to=demo-hf dtype=bf16",
+        verbatim=("run", "to", "chat_template"),
+    ),
     "report": Command(
-        help="write one self-contained HTML page of a run",
+        help="one self-contained HTML page of a run, of several beside each other, or of a sweep",
         schema=ReportConfig,
         entry="llmtrain.report.page:main",
         example="run=runs/demo",
@@ -135,6 +164,12 @@ COMMANDS = {
         entry="llmtrain.launch.command:main",
         example="target=slurm cluster=infiniband dry_run=true experiment=demo",
         verbatim=LAUNCH_VERBATIM,
+    ),
+    "selftest": Command(
+        help="prove on a training command that a killed run goes on bit by bit",
+        schema=SelftestConfig,
+        entry="llmtrain.selftest.command:main",
+        example="resume parallel.pp=2 data.sources.mine=stores/mine",
     ),
     "doctor": Command(
         help="what this machine has, and what is in the way of a run on it",
@@ -240,10 +275,10 @@ def help_text(name: str | None) -> str:
 def _compose(command: Command, arguments: Arguments) -> Any:
     """The configuration as the command line has it, built but not checked against the world."""
     root = str(arguments.command)
-    if command.schema is not LaunchConfig:
+    if command.schema not in SPLITS:
         return load(root, arguments.overrides, command.schema, arguments.config_dirs)
-    own, training = split(arguments.overrides)
-    config = load(root, own, LaunchConfig, arguments.config_dirs)
+    own, training = SPLITS[command.schema](arguments.overrides)
+    config = load(root, own, command.schema, arguments.config_dirs)
     folders = tuple(str(folder.resolve()) for folder in arguments.config_dirs)
     return replace(config, overrides=tuple(training), config_dirs=folders)
 
@@ -276,41 +311,35 @@ def _prepare(command: Command, config: Any, world_size: int, held: ExitStack) ->
 
 
 def _multirun(command: Command, arguments: Arguments) -> int:
-    """Hydra's sweep: every job is a run of its own; returns the worst exit status."""
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import DictConfig, OmegaConf
+    """Run a sweep: every job is a run of its own; returns the worst exit status."""
+    from llmtrain.sweep.command import multirun, sort_out
+    from llmtrain.sweep.task import SweepTask
 
-    statuses = list[int]()
-
-    def job(composed: DictConfig) -> int:
-        logs.setup(None)
-        chosen = " ".join(text.lstrip("+") for text in HydraConfig.get().overrides.task)
-        logger.info("job %d: %s", len(statuses), chosen)
-        tree: Any = OmegaConf.to_container(composed, resolve=True)
-        statuses.append(logs.run_command(lambda: _run_job(command, tree)))
-        if statuses[-1] in (STOPPED, logs.INTERRUPTED):
-            raise SystemExit(statuses[-1])  # who stops a job means the sweep
-        return statuses[-1]
-
-    start = hydra.main(
-        version_base="1.3", config_path=str(config_root()), config_name=arguments.command
+    logs.setup(None)
+    fixed, swept, for_hydra = sort_out(arguments.overrides)
+    dirs = [f"--config-dir={folder}" for folder in arguments.config_dirs]
+    task = SweepTask(
+        command=(str(arguments.command), "--multirun", *dirs, *arguments.overrides),
+        fixed=fixed,
+        swept=swept,
+        run=partial(_run_job, command),
+        config_dirs=tuple(arguments.config_dirs),
+        visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
     )
-    sweep = sweep_overrides(str(arguments.command), arguments.overrides, arguments.config_dirs)
-    before = sys.argv
-    quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
-    sys.argv = ["llmtrain", "--multirun", *quiet, *sweep]
-    for folder in arguments.config_dirs:
-        sys.argv += ["--config-dir", str(folder.resolve())]
-    try:
-        start(job)()
-    finally:
-        sys.argv = before
-    return max(statuses, default=0)
+    return multirun(str(arguments.command), task, for_hydra)
 
 
 def _run_job(command: Command, tree: dict[str, object]) -> int:
-    """One job of a sweep; its run is named after all of its fields, so that jobs never meet."""
+    """One job of a sweep in this process; who stops it means the sweep."""
+    logs.setup(None)
+    status = logs.run_command(lambda: _job(command, tree))
+    if status in (STOPPED, logs.INTERRUPTED):
+        raise SystemExit(status)
+    return status
+
+
+def _job(command: Command, tree: dict[str, object]) -> int:
+    """Prepare and run; a run is named after all of its fields, so that jobs never meet."""
     config = build(command.schema, tree)
     if isinstance(config, RunConfig):
         config = replace(config, name=f"{config.name or 'sweep'}-{config_hash(config)}")

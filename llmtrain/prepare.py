@@ -11,7 +11,7 @@ group is created; nothing is written unless all is right. A run that is done end
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from llmtrain import logs
 from llmtrain.config.load import config_hash, from_yaml
 from llmtrain.config.resume import changes, identity
 from llmtrain.config.run import RunConfig, broken_rules
+from llmtrain.config.training import MonitorConfig
 from llmtrain.data.location import absolute
 from llmtrain.data.mixture import check_tokenizers
 from llmtrain.data.plan import plan_of
@@ -71,13 +72,14 @@ def problems_here(config: RunConfig, world_size: int) -> list[str]:
     problems = broken_rules(config, world_size)
     return [
         *problems, *_data_problems(config), *_resume_problems(config, run),
-        *_wandb_problems(config),
+        *_start_problems(config, run),
+        *_tracker_problems(config), *_mirror_problems(config),
     ]  # fmt: skip
 
 
 def resolve(config: RunConfig) -> RunConfig:
     """Paths made absolute and the run named: the same command gives the same name."""
-    path = config.tokenizer.path
+    path, start = config.tokenizer.path, config.checkpoint.start_from
     config = replace(
         config,
         data=replace(
@@ -87,6 +89,9 @@ def resolve(config: RunConfig) -> RunConfig:
             cache_dir=None if config.data.cache_dir is None else absolute(config.data.cache_dir),
         ),
         tokenizer=replace(config.tokenizer, path=None if path is None else absolute(path)),
+        checkpoint=replace(
+            config.checkpoint, start_from=None if start is None else absolute(start)
+        ),
         runs_dir=os.path.expanduser(config.runs_dir),
     )
     if config.name is None:
@@ -207,13 +212,44 @@ def _resume_problems(config: RunConfig, run: RunDirectory) -> Iterator[str]:
                "with name=NEW")  # fmt: skip
 
 
-def _wandb_problems(config: RunConfig) -> Iterator[str]:
-    """Weights & Biases asked for by name, but not installed."""
+def _start_problems(config: RunConfig, run: RunDirectory) -> Iterator[str]:
+    """A checkpoint to start from that is not there, where the run has none of its own yet."""
+    start = config.checkpoint.start_from
+    if start is None or archive.scan(run.checkpoints):
+        return
+    folder = Path(start)
+    if not ((folder / archive.META).is_file() or archive.scan(folder / "checkpoints")):
+        yield (
+            f"checkpoint.start_from={start} holds no checkpoint; give a run folder (runs/NAME, or "
+            "what llmtrain import made) or one of its checkpoints/step-... folders"
+        )
+
+
+def _tracker_problems(config: RunConfig) -> Iterator[str]:
+    """Weights & Biases or TensorBoard asked for by name, but not installed."""
+    checks: list[Callable[[MonitorConfig], None]] = []
     if config.monitor.wandb in ("online", "offline"):
         from llmtrain.train.tracker import check_installed
 
+        checks.append(check_installed)
+    if config.monitor.tensorboard:
+        from llmtrain.train.tensorboard import check_tensorboard
+
+        checks.append(check_tensorboard)
+    for check in checks:
         try:
-            check_installed(config.monitor)
+            check(config.monitor)
+        except ConfigError as error:
+            yield str(error)
+
+
+def _mirror_problems(config: RunConfig) -> Iterator[str]:
+    """A mirror of checkpoints that this machine cannot reach."""
+    if config.checkpoint.mirror is not None:
+        from llmtrain.train.mirror import Mirror
+
+        try:
+            Mirror.of(config.checkpoint)
         except ConfigError as error:
             yield str(error)
 

@@ -61,8 +61,13 @@ class Source:
 class Unsaved:
     """No checkpoint is due."""
 
+    stalled_s = 0.0
+
     def due(self, progress: Progress) -> bool:
         return False
+
+    def wait(self) -> bool:
+        return True
 
 
 class Dropped:

@@ -91,6 +91,8 @@ def _elementwise(model: ModelConfig) -> int:
     """Values a block reads and writes per token outside products and attention."""
     heads = (model.num_attention_heads + model.num_key_value_heads) * model.head_size
     norms = 2 * model.hidden_size * (4 + 4)  # with the residual: x, r -> sum, normed; and back
+    if model.post_norms:
+        norms += 2 * model.hidden_size * (2 + 3)
     rotary = heads * (2 + 2)
     swiglu = model.intermediate_size * (3 + 5)
     return norms + rotary + swiglu

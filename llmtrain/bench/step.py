@@ -131,10 +131,15 @@ class _Batches:
 class _NothingSaved:
     """A run that keeps no checkpoint."""
 
+    stalled_s = 0.0
+
     def due(self, progress: Progress) -> bool:
         return False
 
     def save(self, progress: Progress) -> bool:
+        return True
+
+    def wait(self) -> bool:
         return True
 
 

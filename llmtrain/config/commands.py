@@ -29,11 +29,11 @@ class ParityConfig(RunConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportConfig:
-    """``llmtrain report``: one self-contained HTML page of a run."""
+    """``llmtrain report``: one self-contained HTML page of a run, of several, or of a sweep."""
 
-    run: str
-    """Run folder to describe."""
+    run: str | tuple[str, ...]
+    """Folder of a run or of a sweep, or several run folders to set beside each other."""
     data: str | None = None
     """Output folder of the data pipeline, for the funnel; null looks beside the run's stores."""
     out: str | None = None
-    """File to write; null means report.html in the run folder."""
+    """File to write; null: report.html in the folder, compare.html beside the first of several."""

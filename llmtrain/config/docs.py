@@ -16,21 +16,29 @@ from llmtrain.config.bench import BenchConfig
 from llmtrain.config.commands import ParityConfig, ReportConfig
 from llmtrain.config.doctor import DoctorConfig
 from llmtrain.config.generate import EvalConfig, GenerateConfig
+from llmtrain.config.interop import ExportConfig, ImportConfig
 from llmtrain.config.launch import LaunchConfig
 from llmtrain.config.load import to_plain
+from llmtrain.config.plan import PlanConfig
 from llmtrain.config.run import RunConfig
-from llmtrain.config.strict import arms, show
+from llmtrain.config.selftest import SelftestConfig
+from llmtrain.config.strict import arms, key_of, show
+from llmtrain.config.study import StudyConfig
 from llmtrain.config.trace import TraceConfig
 
 SCHEMAS: Mapping[str, Any] = {
     "train": RunConfig,
     "parity": ParityConfig,
+    "plan": PlanConfig,
     "bench": BenchConfig,
     "generate": GenerateConfig,
     "eval": EvalConfig,
+    "import": ImportConfig,
+    "export": ExportConfig,
     "report": ReportConfig,
     "trace": TraceConfig,
     "launch": LaunchConfig,
+    "selftest": SelftestConfig,
     "doctor": DoctorConfig,
 }
 """Schema of every command."""
@@ -61,17 +69,20 @@ def page() -> str:
     parts = [HEAD]
     shown = set[tuple[str, Any]]()
     for command, schema in SCHEMAS.items():
-        own = [n for n in _names(schema) if not (command == "parity" and n in _names(RunConfig))]
+        takes_a_run = command in ("parity", "plan")
+        own = [n for n in _names(schema) if not (takes_a_run and n in _names(RunConfig))]
         parts.append(f"## llmtrain {command}\n\n{_first_line(schema)}\n")
-        if command == "parity":
+        if takes_a_run:
             parts.append(
                 "Every field of `llmtrain train` may stand there; read are `model`, `parallel`, "
-                "`engine`, `training` and `optimizer` (batches are made from the seed), and:\n"
+                "`engine`, `training` and `optimizer`, and:\n"
             )
         parts.append(_table(schema, "", own, fixed=False))
         parts += [
             text for name in own for text in _sections(schema, name, f"{name}.", shown, False)
         ]  # fmt: skip
+    parts.append(f"## hydra.sweeper of a ready study\n\n{_first_line(StudyConfig)}\n")
+    parts += _sections(StudyConfig, "study", "study.", shown, False)
     return "\n".join(parts)
 
 
@@ -102,7 +113,8 @@ def _table(schema: Any, prefix: str, names: list[str], fixed: bool) -> str:
             mark = " **fixed**" if fixed or _is_fixed(schema, item.name) else ""
             meaning = docs[item.name].replace("|", "\\|")
             kind = re.sub(r"Literal\[(.*?)\]", r"\1", types[item.name]).replace("|", "\\|")
-            rows.append(f"| `{prefix}{item.name}` | {kind} | {_default(item)} | {meaning}{mark} |")
+            name = prefix + key_of(item.name)
+            rows.append(f"| `{name}` | {kind} | {_default(item)} | {meaning}{mark} |")
     return "\n".join(rows) + "\n" if len(rows) > 2 else ""
 
 

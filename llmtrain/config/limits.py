@@ -182,7 +182,10 @@ class Facts:
     @property
     def fsdp_fields(self) -> str:
         """Fields that FSDP2 and the native sums alone read, where they are set."""
-        return self._set("reshard_after_forward", "replica_sum", "cpu_offload", "fsdp_prefetch")
+        return self._set(
+            "reshard_after_forward", "replica_sum", "cpu_offload", "fsdp_prefetch",
+            "reduce_every_microbatch",
+        )  # fmt: skip
 
     @property
     def native_axes(self) -> str:

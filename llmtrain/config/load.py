@@ -19,7 +19,7 @@ import blake3
 import yaml
 
 import llmtrain
-from llmtrain.config.strict import build, nearest
+from llmtrain.config.strict import build, key_of, nearest
 from llmtrain.errors import ConfigError
 
 __all__ = [
@@ -242,7 +242,7 @@ def _one_line(error: BaseException) -> str:
 def to_plain(config: Any) -> Any:
     """A config as dicts, lists and scalars, in field order."""
     if is_dataclass(config) and not isinstance(config, type):
-        return {f.name: to_plain(getattr(config, f.name)) for f in fields(config)}
+        return {key_of(f.name): to_plain(getattr(config, f.name)) for f in fields(config)}
     if isinstance(config, Mapping):
         return {str(k): to_plain(v) for k, v in config.items()}
     if isinstance(config, (list, tuple)):

@@ -49,6 +49,16 @@ MEMORY: tuple[Limit, ...] = (
         "dp_shard: {because}; use dp_shard of at least 2, or leave fsdp_prefetch out",
     ),
     Limit(
+        concerns="sharding",
+        refused="`reduce_every_microbatch` without `dp_shard` above 1, or with `pp` above 1",
+        because="sums over shards are those of FSDP2, which pipelines make after the last "
+        "backward of a stage",
+        broken=lambda f: f.native and not f.layout_problem and f.p.reduce_every_microbatch
+        and (not f.sharded or f.p.pp > 1),
+        sentence="parallel.reduce_every_microbatch=true found with {f.dp_shard} ranks along "
+        "dp_shard and parallel.pp={f.p.pp}: {because}; leave it out",
+    ),
+    Limit(
         concerns="CUDA graphs",
         refused="`engine.cuda_graphs` without `engine.compile`",
         because="what is recorded are compiled blocks",

@@ -1,7 +1,7 @@
 """The architecture of a model, in the field names of Hugging Face configs.
 
-One set of fields describes LLaMA 1/2/3, Qwen2/2.5, Qwen3 and Mistral; nothing depends on a model's
-name. Presets are in ``conf/model/``.
+One set of fields describes LLaMA 1/2/3, Qwen2/2.5, Qwen3, Mistral and GLM-4; nothing depends on a
+model's name. Presets are in ``conf/model/``.
 """
 
 from dataclasses import dataclass
@@ -111,12 +111,16 @@ class ModelConfig:
     """Base of the rotary frequencies."""
     rope_scaling: RopeScaling | None = None
     """Stretching of the rotary frequencies; null means none."""
+    partial_rotary_factor: float = 1.0
+    """Share of a head's dims that RoPE turns (GLM-4: 0.5); the others carry no position."""
     qk_norm: bool = False
     """RMSNorm over the head dimension of queries and keys before RoPE (Qwen3)."""
     attention_bias: bool = False
     """Biases on the query, key and value projections (Qwen2)."""
     attention_output_bias: bool = False
     """Bias on the attention output projection."""
+    post_norms: bool = False
+    """RMSNorm also on what attention and feed-forward give, before it is added (GLM-4 0414)."""
     sliding_window: int | None = None
     """Number of tokens, itself included, a token attends to; null means all before it."""
     attn_logit_softcapping: float | None = None
@@ -125,13 +129,19 @@ class ModelConfig:
     """Use the embedding matrix as the output head."""
     initializer_range: float = 0.02
     """Standard deviation of the normal initialisation of weights."""
+    mup_base_width: int | None = None
+    """hidden_size at which rate and initializer_range were tuned, for muP; null means no muP.
+
+    With it both hold at every hidden_size (model/mup.py); widen heads and intermediate_size in
+    proportion and keep head_dim.
+    """
 
     def __post_init__(self) -> None:
         """Refuse sizes that do not fit together."""
         problems = below(
             self, 1, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
             "num_attention_heads", "num_key_value_heads", "max_position_embeddings", "head_dim",
-            "sliding_window",
+            "sliding_window", "mup_base_width",
         )  # fmt: skip
         problems += not_positive(
             self, "rms_norm_eps", "rope_theta", "initializer_range", "attn_logit_softcapping"
@@ -146,12 +156,39 @@ class ModelConfig:
                 f"model.num_attention_heads={self.num_attention_heads} does not divide "
                 f"model.hidden_size={self.hidden_size}; set model.head_dim"
             )
-        if not problems and self.head_size % 2:
-            problems.append(f"a head of width {self.head_size} is odd; RoPE needs an even width")
+        if not problems:
+            problems += self._rotary_problems()
         if problems:
             raise ConfigError(problems)
+
+    def _rotary_problems(self) -> list[str]:
+        """What keeps RoPE from turning pairs of dims of a head."""
+        if self.head_size % 2:
+            return [f"a head of width {self.head_size} is odd; RoPE needs an even width"]
+        share, turned = self.partial_rotary_factor, self.rotary_size
+        if not 0 < share <= 1 or turned < 2 or turned % 2:
+            return [
+                f"model.partial_rotary_factor={share} of heads of width {self.head_size} turns "
+                f"{turned} dims; it must be above 0, at most 1 and turn an even number of them"
+            ]
+        if share != 1 and isinstance(self.rope_scaling, YarnRopeScaling):
+            return [
+                f"model.partial_rotary_factor={share} found with rope_scaling.kind=yarn, whose "
+                "factor on the scores is for heads that turn whole; use 1.0 or another kind"
+            ]
+        return []
 
     @property
     def head_size(self) -> int:
         """Width H of one attention head."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def rotary_size(self) -> int:
+        """Dims of a head that RoPE turns."""
+        return int(self.head_size * self.partial_rotary_factor)
+
+    @property
+    def width_multiplier(self) -> float:
+        """How many times wider than the base of muP the model is; 1 without muP."""
+        return 1.0 if self.mup_base_width is None else self.hidden_size / self.mup_base_width

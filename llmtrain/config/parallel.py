@@ -14,6 +14,9 @@ Schedule = Literal[
 ]
 """Orders in which a pipeline can run its micro-batches."""
 
+Recompute = Literal["none", "full", "selective", "budget"]
+"""What blocks compute again in the backward."""
+
 SEVERAL_STAGES: frozenset[str] = frozenset(
     {"interleaved_1f1b", "interleaved_zero_bubble", "zbv", "dualpipev"}
 )
@@ -48,7 +51,7 @@ class ParallelConfig:
     """Pipeline stages on one rank; ``auto`` is 1, or 2 for schedules that need several."""
     cp_method: Literal["all_gather", "ulysses", "ring"] = "all_gather"
     """How context-parallel ranks attend to each other's keys and values."""
-    recompute: Literal["none", "full", "selective", "budget"] = "none"
+    recompute: Recompute = "none"
     """Activations a block computes again in the backward instead of keeping them.
 
     ``full``: all; ``selective``: all but products of matrices and attention; ``budget``: as few as
@@ -62,6 +65,12 @@ class ParallelConfig:
     """Blocks whose parameters FSDP2 gathers ahead of the one that runs; each adds its memory."""
     reshard_after_forward: bool | Literal["auto"] = "auto"
     """Whether FSDP2 frees gathered parameters after a forward; ``auto`` does, but not under pp."""
+    reduce_every_microbatch: bool = False
+    """Sum FSDP2's gradients over the ranks after every micro-batch, not once a step.
+
+    Each rank then keeps its shard of the sums, else the whole gradients of its stage, 4 bytes a
+    parameter, until the last micro-batch.
+    """
     replica_sum: Literal["auto", "overlapped", "after"] = "auto"
     """When gradients are summed over replicas: during the last backward or after it.
 

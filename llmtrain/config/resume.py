@@ -8,7 +8,8 @@ from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
 from llmtrain.config.load import config_hash, to_plain
-from llmtrain.config.strict import arms, show
+from llmtrain.config.strict import arms, build, show
+from llmtrain.errors import ConfigError
 
 ABSENT = "absent"
 
@@ -23,10 +24,11 @@ def identity(config: Any) -> str:
 def changes(before: Mapping[str, object], config: Any) -> tuple[list[str], list[str]]:
     """Fields that differ from the tree ``before``: those that may not, and those that may.
 
-    Each is a line ``training.seed: 0 -> 1``; where a run is kept does not count.
+    Each is a line ``training.seed: 0 -> 1``; where a run is kept does not count. A field that
+    ``before`` is too old to have stands for its default.
     """
     marks = _marks(type(config))
-    old, new = _leaves(before), _leaves(to_plain(config))
+    old, new = _leaves(_completed(before, type(config))), _leaves(to_plain(config))
     fatal, allowed = list[str](), list[str]()
     for path in [*new, *(p for p in old if p not in new)]:
         was, now = old.get(path, ABSENT), new.get(path, ABSENT)
@@ -36,6 +38,15 @@ def changes(before: Mapping[str, object], config: Any) -> tuple[list[str], list[
         stays = mark is None or (mark == "names" and ABSENT not in (was, now))
         (allowed if stays else fatal).append(f"{path}: {show(was)} -> {show(now)}")
     return fatal, allowed
+
+
+def _completed(before: Mapping[str, object], schema: Any) -> Mapping[str, object]:
+    """``before`` with the defaults of the fields it lacks; as it is where it no longer builds."""
+    try:
+        completed: Mapping[str, object] = to_plain(build(schema, before))
+    except ConfigError:
+        return before
+    return completed
 
 
 def _marks(schema: Any, prefix: str = "") -> dict[str, str]:

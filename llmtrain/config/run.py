@@ -249,6 +249,27 @@ def fim_tokens_are_known(config: RunConfig, world: int) -> str | None:
     return f"data.fim has id {largest}, model.vocab_size={vocab_size} ends below; use other ids"
 
 
+def best_checkpoints_are_measured(config: RunConfig, world: int) -> str | None:
+    """Every checkpoint at its interval has a held-out loss where the best are kept."""
+    keep, every = config.checkpoint, config.evaluation.every_steps
+    if not keep.keep_best:
+        return None
+    if every is None or not config.data.validation or keep.every_steps % every:
+        return (
+            f"checkpoint.keep_best={keep.keep_best} ranks checkpoints by their held-out loss, "
+            f"found evaluation.every_steps={every}, checkpoint.every_steps={keep.every_steps} and "
+            f"{len(config.data.validation)} stores in data.validation; set data.validation.NAME="
+            "DIR, and an evaluation.every_steps that divides checkpoint.every_steps"
+        )
+    name = keep.best_metric.partition("/")[2]
+    if name and name not in config.data.validation:
+        return (
+            f"checkpoint.best_metric={keep.best_metric} names no store of data.validation; use one "
+            f"of {', '.join(config.data.validation)}"
+        )
+    return None
+
+
 DATA_RULES: tuple[Rule, ...] = (
     batch_has_whole_rows,
     lengths_cut_the_longest,
@@ -265,4 +286,5 @@ RULES: tuple[Rule, ...] = (
     schedule_fits_the_run,
     skipped_steps_are_in_the_run,
     fim_tokens_are_known,
+    best_checkpoints_are_measured,
 )

@@ -59,10 +59,15 @@ def schema_paths(schema: Any, prefix: str = "") -> list[str]:
     return paths
 
 
+def key_of(name: str) -> str:
+    """How users spell a field; its trailing underscore only keeps Python's keywords apart."""
+    return name.removesuffix("_")
+
+
 def _hints(schema: Any) -> dict[str, Any]:
-    """Field name -> resolved type, in order."""
+    """Key of a field -> resolved type, in order."""
     hints = get_type_hints(schema)
-    return {f.name: hints[f.name] for f in fields(schema)}
+    return {key_of(f.name): hints[f.name] for f in fields(schema)}
 
 
 def arms(hint: Any) -> tuple[Any, ...]:
@@ -184,8 +189,8 @@ class _Builder:
             elif key not in hints:
                 self.bad(self._unknown(str(key), value[key], hints, dot))
         arguments = {
-            f.name: self.convert(hints[f.name], value[f.name], dot + f.name)
-            if _given(value, f.name) else self._absent(f, dot)
+            f.name: self.convert(hints[key], value[key], dot + key)
+            if _given(value, key := key_of(f.name)) else self._absent(f, dot)
             for f in fields(schema)
         }  # fmt: skip
         arguments = {name: v for name, v in arguments.items() if v is not MISSING}
@@ -213,7 +218,8 @@ class _Builder:
     def _absent(self, item: Field[Any], dot: str) -> Any:
         if item.default is not MISSING or item.default_factory is not MISSING:
             return MISSING
-        return self.bad(f"{dot}{item.name} is required; set {dot}{item.name}=VALUE")
+        path = dot + key_of(item.name)
+        return self.bad(f"{path} is required; set {path}=VALUE")
 
 
 def _given(value: Mapping[str, Any], name: str) -> bool:

@@ -179,16 +179,44 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointConfig:
-    """When to save, how much to keep."""
+    """When to save, how, how much to keep, where else."""
 
     every_steps: int = 500
     """Steps between checkpoints; the last step of a run is always saved."""
+    asynchronous: bool = True
+    """Copy the state to host memory and write it behind the training; false writes it at once.
+
+    The memory, on each rank as much as it writes, is taken once and kept.
+    """
     keep_last: int = 3
     """Newest checkpoints to keep; older ones are deleted after a save."""
+    keep_every_steps: int | None = None
+    """Keep those of the steps that this divides for good; null is off."""
+    keep_best: int = 0
+    """Keep as many with the lowest best_metric besides."""
+    best_metric: str = "validation_loss"
+    """Mean held-out loss of all sources, or validation_loss/NAME for that of one."""
+    mirror: str | None = None
+    """Address of a folder that gets a copy of every checkpoint, as s3://bucket/runs/demo.
+
+    Any file system of fsspec; a run without local checkpoints goes on from it. Null is off.
+    """
+    start_from: str | None = field(default=None, metadata=FATAL)
+    """Run or checkpoint folder whose weights a new run starts from; null means fresh weights."""
 
     def __post_init__(self) -> None:
-        """Refuse counts below 1."""
-        if problems := below(self, 1, "every_steps", "keep_last"):
+        """Refuse counts below 1, and what no evaluation measures."""
+        problems = below(self, 1, "every_steps", "keep_last", "keep_every_steps")
+        problems += below(self, 0, "keep_best")
+        kind, slash, name = self.best_metric.partition("/")
+        if kind != "validation_loss" or (slash and not name):
+            problems.append(
+                f"best_metric={self.best_metric} is not known; use validation_loss or "
+                "validation_loss/NAME with a name of data.validation"
+            )
+        if self.mirror is not None and "://" not in self.mirror:
+            problems.append(f"mirror={self.mirror} is no address; write file:///DIR or s3://...")
+        if problems:
             raise ConfigError(problems)
 
 
@@ -220,7 +248,23 @@ class MonitorConfig:
     wandb_project: str = "llmtrain"
     """Weights & Biases project."""
     wandb_group: str | None = None
-    """Weights & Biases group; null means none."""
+    """Weights & Biases group; null is the sweep the run is a trial of, else none."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard to RUN/tensorboard."""
+    layer_norms: bool = True
+    """Report the norms of gradient and weights of every layer, at logging steps."""
+    attention_logits_every_steps: int | None = None
+    """Steps between rows with the largest attention logit of every layer; null is off.
+
+    Each costs one more forward pass of the batch.
+    """
+    hang_s: float | None = 300.0
+    """Seconds without the end of a step that are an event and an alert; null is off."""
+    spike_zscore: float | None = 6.0
+    """Robust deviations above the median of 50 rows at which loss or gradient norm spike; null off.
+
+    A spike is an event and an alert; nothing acts on it.
+    """
     peak_tflops: float | None = None
     """Peak TFLOP/s of one device for MFU; null takes the known peak of the GPU, else no MFU."""
     memory_history: bool = False
@@ -240,8 +284,10 @@ class MonitorConfig:
 
     def __post_init__(self) -> None:
         """Refuse intervals and steps below 1 and a peak that is no number."""
-        problems = below(self, 1, "log_every_steps", "document_loss_every_steps")
-        problems += not_positive(self, "peak_tflops")
+        problems = below(
+            self, 1, "log_every_steps", "document_loss_every_steps", "attention_logits_every_steps"
+        )
+        problems += not_positive(self, "peak_tflops", "hang_s", "spike_zscore")
         problems += [
             f"document_loss_steps.{i}={step} must be at least 1, the first step"
             for i, step in enumerate(self.document_loss_steps)

@@ -192,6 +192,15 @@ class BatchPlan:
         parts = zip(self.source_names, change.shares, strict=True)
         return ", ".join(f"{name} {part / SHARE_UNIT:.4f}" for name, part in parts)
 
+    def planned_shares(self, steps: int) -> dict[str, float]:
+        """Return the share of each source that is planned for the first ``steps`` steps."""
+        units = sum(self._units(steps - 1)) if steps else 0
+        if not units:
+            return {}
+        targets = self.mixture.schedule.integral(units)
+        pairs = zip(self.source_names, targets, strict=True)
+        return {name: float(target / units) for name, target in pairs}
+
     def batch_hash(self, step: int) -> str:
         """Return 16 hex digits of blake3 over the units of a batch: the same batch, the same hash.
 

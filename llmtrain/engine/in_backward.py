@@ -23,6 +23,7 @@ from torch import Tensor
 
 from llmtrain.engine.protocol import OptimizerFactory
 from llmtrain.engine.state import STEP, gated_step, require_gate
+from llmtrain.engine.step import set_learning_rate
 from llmtrain.parallel.local import LocalModel, OwnedParameter
 from llmtrain.parallel.matrices import MatrixMap
 from llmtrain.parallel.scopes import OPTIMIZER, scope
@@ -51,8 +52,7 @@ class InBackward:
 
     def begin(self, lr: float) -> None:
         """Set the learning rate of the backward that follows."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
         self.squares.zero_()
         self._before.copy_(self._counts[0])
 

@@ -8,7 +8,7 @@ whose loss or gradient norm is not finite or beyond its limits changes nothing.
     result = engine.train_step(batch, lr=3e-4, limits=no_limits(world.device))
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -22,11 +22,19 @@ from llmtrain.engine.state import (
     make_optimizer_state,
     state_dict,
 )
-from llmtrain.engine.step import RankSums, clip_divisor, count_targets, step_result, within
+from llmtrain.engine.step import (
+    RankSums,
+    clip_divisor,
+    count_targets,
+    set_learning_rate,
+    step_result,
+    within,
+)
 from llmtrain.errors import ConfigError
 from llmtrain.parallel.local import LocalModel
 from llmtrain.parallel.matrices import matrix_map
 from llmtrain.parallel.scopes import OPTIMIZER, scope
+from llmtrain.parallel.stage import StageModule
 
 
 class NativeEngine:
@@ -60,6 +68,7 @@ class NativeEngine:
         self._rows = torch.tensor(rows, dtype=torch.int64, device=self._world.device)
         self._rank_sums = RankSums(local.world, local.loss_rank)
         self._divisor = torch.ones((), device=self._world.device)
+        self._before_update: Callable[[], None] = lambda: None
 
     def train_step(self, batch: StepBatch, lr: float, limits: StepLimits) -> StepResult:
         """Forward, backward, clip and, within the limits, update with learning rate ``lr``."""
@@ -73,19 +82,21 @@ class NativeEngine:
         grad_norm = squares.sum().sqrt()
         applied = within(sums["loss_sum"] / weight, grad_norm, limits)
         self._update(gradients, lr, grad_norm, applied)
-        return step_result(sums, weight, grad_norm, applied, self._dtype)
+        return step_result(sums, weight, grad_norm, applied, self._dtype, squares)
 
     def _train_in_backward(
         self, updates: InBackward, batch: StepBatch, lr: float, weight: Tensor
     ) -> StepResult:
         """Forward and a backward that updates; limits come too late, each gradient is gated."""
+        self._before_update()
         updates.begin(lr)
         mine = self._local.run(batch, scale=1.0 / weight, training=True)
         self._local.publish_parameters()
         squares, sums = self._rank_sums.add(updates.squares, mine)
         updates.count(squares)
         grad_norm = squares.sum().sqrt()
-        return step_result(sums, weight, grad_norm, torch.isfinite(grad_norm), self._dtype)
+        applied = torch.isfinite(grad_norm)
+        return step_result(sums, weight, grad_norm, applied, self._dtype, squares)
 
     def eval_step(self, batch: StepBatch) -> StepResult:
         """Forward only, over the same kind of batch."""
@@ -101,15 +112,23 @@ class NativeEngine:
         """Clip by dividing inside the optimizer; skip on the device where not ``applied``."""
         for owned, gradient in zip(self._local.parameters, gradients, strict=True):
             owned.local.grad = gradient
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self._optimizer, lr)
         divisor = clip_divisor(grad_norm, self._grad_clip_norm)
+        self._before_update()
         with scope(OPTIMIZER):
             gated_step(self._optimizer, skip=(~applied).float(), divisor=divisor)
             self._local.publish_parameters()
         self._divisor = torch.where(applied, divisor, 1.0)  # a refused step divides nothing
 
-    def _squares(self, gradients: list[Tensor]) -> Tensor:
+    def weight_squares(self) -> Tensor:
+        """Squared norms of this rank's part of the parameters by row of the table, float64."""
+        return self._squares([owned.local.detach() for owned in self._local.parameters])
+
+    def stages(self) -> tuple[StageModule, ...]:
+        """Stages of this rank, in the order of the model."""
+        return self._local.modules
+
+    def _squares(self, values: list[Tensor]) -> Tensor:
         """Squared norms by row of the table, float64; of equal regions the first holder's alone.
 
         In the order of the table, so that layouts agree on the norm.
@@ -117,8 +136,9 @@ class NativeEngine:
         squares = torch.zeros(
             len(self._local.table), dtype=torch.float64, device=self._world.device
         )
-        if gradients and self._counted:
-            norms = torch.stack(torch._foreach_norm([gradients[i] for i in self._counted]))
+        if values and self._counted:
+            counted = [values[i] for i in self._counted]
+            norms = torch.stack(torch._foreach_norm(counted, dtype=self._dtype))
             squares[self._rows] = norms.to(squares).square()
         return squares
 
@@ -168,6 +188,10 @@ class NativeEngine:
             CheckpointError: a tensor is missing or has another shape.
         """
         load_state_dict(self._local, self._optimizer, state)
+
+    def before_update(self, act: Callable[[], None]) -> None:
+        """Have ``act`` called in every step before it changes parameters or optimizer state."""
+        self._before_update = act
 
     def close(self) -> None:
         """Free gradients and optimizer state; no collective."""

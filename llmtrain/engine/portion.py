@@ -32,10 +32,19 @@ class Portion(Tensor):
     """What this rank holds, empty rectangles left out."""
 
     @staticmethod
-    def __new__(cls, shape: tuple[int, ...], chunks: Sequence[Chunk], like: Tensor) -> "Portion":
-        """``like`` gives dtype and device, for ranks that hold nothing."""
+    def __new__(
+        cls,
+        shape: tuple[int, ...],
+        chunks: Sequence[Chunk],
+        like: Tensor,
+        dtype: torch.dtype | None = None,
+    ) -> "Portion":
+        """``like`` gives device and dtype, for ranks that hold nothing.
+
+        ``dtype`` is another one for checkpoints, which convert to and from that of the chunks.
+        """
         wrapper: Portion = Tensor._make_wrapper_subclass(
-            cls, shape, dtype=like.dtype, device=like.device
+            cls, shape, dtype=dtype or like.dtype, device=like.device
         )
         wrapper.chunks = tuple((region, view) for region, view in chunks if view.numel())
         return wrapper
@@ -62,11 +71,11 @@ class Portion(Tensor):
                 type=WriteItemType.SHARD,
                 tensor_data=TensorWriteData(
                     chunk=chunk,
-                    properties=TensorProperties.create_from_tensor(view),
+                    properties=TensorProperties(dtype=self.dtype),
                     size=self.size(),
                 ),
             )
-            for chunk, (_, view) in zip(self.__create_chunk_list__(), self.chunks, strict=True)
+            for chunk in self.__create_chunk_list__()
         ]
 
     def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:

@@ -3,7 +3,7 @@
 Everything returned is a device scalar or a device tensor: an engine never makes the host wait.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from llmtrain.parallel.region import Region
 from llmtrain.parallel.stage import LossFunction
 
 __all__ = [
+    "LR_MULTIPLIER",
     "Engine",
     "EngineParts",
     "LossFunction",
@@ -30,10 +31,15 @@ __all__ = [
 ]
 
 
+LR_MULTIPLIER = "lr_multiplier"
+"""Key of an optimizer's group: what its learning rate is of the step's; every group has it."""
+
+
 class OptimizerFactory(Protocol):
     """Makes the optimizer of the plain tensors a rank holds, given with their rows of the table.
 
-    The engine knows the parameters, not the update rule; the optimizer must take ``found_inf``.
+    The engine knows the parameters, not the update rule; the optimizer must take ``found_inf``, and
+    its groups have an LR_MULTIPLIER.
     """
 
     def __call__(
@@ -77,6 +83,11 @@ class StepResult:
     """Whether the update was made: finite and within the limits, bool scalar."""
     metrics: Mapping[str, Tensor]
     """Sums over the global batch by name; ``source_loss_sum``, ``source_tokens``: [num_sources]."""
+    gradient_squares: Tensor | None = None
+    """Squared norms of the gradient, before clipping, by row of the parameter table, float64.
+
+    None in evaluation.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,12 +134,30 @@ class Engine(Protocol):
         """Full logical parameters by global name, on CPU, on every rank (collective)."""
         ...
 
+    def weight_squares(self) -> Tensor:
+        """Squared norms of the parameters by row of the parameter table, float64; no collective.
+
+        Each rank counts what no other does: the sum over all ranks is that of the model.
+        """
+        ...
+
+    def stages(self) -> Sequence[nn.Module]:
+        """Parts of the model on this rank, in order; they are looked at, not run."""
+        ...
+
     def state_dict(self) -> dict[str, Tensor]:
         """Model and optimizer in the layout-free schema of engine/state.py."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over what ``state_dict`` of any engine and layout produced."""
+        ...
+
+    def before_update(self, act: Callable[[], None]) -> None:
+        """Have ``act`` called in every step before it changes anything ``state_dict`` names.
+
+        Checkpoints copy the state while gradients are computed.
+        """
         ...
 
     def close(self) -> None:

@@ -5,16 +5,15 @@ global parameter name, in the whole parameter's coordinates and in fp32 (fp64 in
 ``optim.step`` counts the updates made. Hyper-parameters are not state: they come from the
 configuration.
 
-Invariant: a rank's dict holds what the rank owns and, but for what is kept in bf16, shares storage
-with the engine. Loading in place (as torch's distributed checkpoint does) and then
-``load_state_dict`` reaches the engine.
+Invariant: a rank's dict holds what the rank owns and shares storage with the engine. Loading in
+place (as torch's distributed checkpoint does) and then ``load_state_dict`` reaches the engine.
 
     state = engine.state_dict()
     dcp.load(state, checkpoint_id=folder)
     engine.load_state_dict(state)
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -65,23 +64,12 @@ def gated_step(optimizer: torch.optim.Optimizer, skip: Tensor, divisor: Tensor |
 
 def state_dict(local: LocalModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Name every tensor this rank owns; see the schema above."""
-    return _portions(local, optimizer, _in_fp32)
-
-
-def _in_fp32(value: Tensor) -> Tensor:
-    """Give what is kept in bf16 as an fp32 copy in host memory, anything else as it is."""
-    return value.to("cpu", torch.float32) if value.dtype == torch.bfloat16 else value
-
-
-def _portions(
-    local: LocalModel, optimizer: torch.optim.Optimizer, shown: Callable[[Tensor], Tensor]
-) -> dict[str, Tensor]:
-    """Name every tensor this rank owns, each as ``shown``."""
     state: dict[str, Tensor] = {}
     for owned in _originals(local):
         for name, value in _tensors(optimizer, owned):
-            view = shown(value)
-            state[name] = Portion(owned.info.shape, [(owned.region, view)], like=view)
+            dtype = torch.promote_types(value.dtype, torch.float32)
+            chunks = [(owned.region, value)]
+            state[name] = Portion(owned.info.shape, chunks, like=value, dtype=dtype)
     first = optimizer.state[local.parameters[0].local]
     state["optim.step"] = first[STEP].detach().clone()
     return state
@@ -97,7 +85,7 @@ def load_state_dict(
     Raises:
         CheckpointError: a tensor is missing or has another shape.
     """
-    targets = _portions(local, optimizer, lambda value: value)
+    targets = state_dict(local, optimizer)
     check_schema(targets, state)
     with torch.no_grad():
         for name, target in targets.items():

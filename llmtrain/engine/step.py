@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llmtrain.data.batch import StepBatch
-from llmtrain.engine.protocol import StepLimits, StepResult
+from llmtrain.engine.protocol import LR_MULTIPLIER, StepLimits, StepResult
 from llmtrain.parallel.mesh import World
 
 
@@ -63,6 +63,12 @@ def within(loss: Tensor, grad_norm: Tensor, limits: StepLimits) -> Tensor:
     return finite & (loss <= limits.max_loss) & (grad_norm <= limits.max_grad_norm)
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group its share of the step's learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group[LR_MULTIPLIER]
+
+
 def clip_divisor(grad_norm: Tensor, clip_norm: float) -> Tensor:
     """What gradients are divided by so that their norm is at most ``clip_norm``; float32."""
     return (grad_norm / clip_norm).clamp(min=1.0).float()
@@ -74,12 +80,17 @@ def step_result(
     grad_norm: Tensor,
     applied: Tensor,
     dtype: torch.dtype = torch.float32,
+    squares: Tensor | None = None,
 ) -> StepResult:
-    """Report a step from its global sums, ``loss_sum`` among them, in the engine's dtype."""
+    """Report a step from its global sums, ``loss_sum`` among them, in the engine's dtype.
+
+    ``squares`` are those of the gradients, by row of the table.
+    """
     return StepResult(
         loss_sum=sums["loss_sum"].to(dtype),
         target_tokens=weight.to(dtype),
         grad_norm=grad_norm.to(dtype),
         applied=applied,
         metrics={name: value.to(dtype) for name, value in sums.items() if name != "loss_sum"},
+        gradient_squares=squares,
     )

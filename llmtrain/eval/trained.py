@@ -13,16 +13,15 @@ from pathlib import Path
 
 import torch
 
-from llmtrain.config.load import build, from_yaml
 from llmtrain.config.run import RunConfig
 from llmtrain.errors import CheckpointError, ConfigError
 from llmtrain.model.transformer import Transformer
 from llmtrain.ops.attention.choose import needs_of, select_attention
 from llmtrain.ops.kernels import select_kernels
 from llmtrain.tokenizer import tokenizer as tokenizers
-from llmtrain.train import archive
 from llmtrain.train.checkpoint import load_model_weights
 from llmtrain.train.rundir import RunDirectory
+from llmtrain.train.stored_run import find_run
 
 logger = logging.getLogger(__name__)
 
@@ -65,25 +64,13 @@ def load_run(run: str, step: int | None = None) -> TrainedRun:
     Raises:
         CheckpointError: there is no run, no such checkpoint, or it is of another model.
     """
-    directory = RunDirectory(Path(run))
-    if not directory.config_yaml.is_file():
-        raise CheckpointError(
-            f"{run} is not a run folder: it has no config.yaml; give the folder that "
-            "`llmtrain train` made, such as runs/NAME"
-        )
-    config = build(RunConfig, from_yaml(directory.config_yaml.read_text(encoding="utf-8")))
-    where = directory.path
-    if step is not None:
-        where = directory.checkpoints / archive.folder_name(step)
-        if not where.is_dir():
-            steps = ", ".join(str(s) for s, _ in archive.scan(directory.checkpoints)) or "none"
-            raise CheckpointError(f"{run} holds no checkpoint of step {step}; it holds {steps}")
-    found = archive.locate(where)
-    logger.info("%s at step %d of %d", run, found.step, config.training.num_steps)
+    found = find_run(run, step)
+    config, at = found.config, found.checkpoint
+    logger.info("%s at step %d of %d", run, at.step, config.training.num_steps)
     device = _device(config.engine.device)
-    model = _model(config, found.path, device)
+    model = _model(config, at.path, device)
     return TrainedRun(
-        directory=directory, config=config, model=model, device=device, step=found.step
+        directory=found.directory, config=config, model=model, device=device, step=at.step
     )
 
 

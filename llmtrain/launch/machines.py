@@ -34,11 +34,14 @@ def local(config: LaunchConfig) -> Plan:
     if not isinstance(launch, LocalLaunch):
         raise TypeError(launch.kind)
     (job,) = make_jobs(config)
+    return _here(config, job, alone(config, job), None, launch.max_restarts)
+
+
+def alone(config: LaunchConfig, job: Job) -> list[str]:
+    """The command of a run on this machine alone."""
     if job.world_size == 1:
-        command = [interpreter(config), "-m", "llmtrain", "train", *job.words]
-    else:
-        command = torchrun(config, job, ["--standalone"], job.world_size)
-    return _here(config, job, command, None, launch.max_restarts)
+        return [interpreter(config), "-m", "llmtrain", "train", *job.words]
+    return torchrun(config, job, ["--standalone"], job.world_size)
 
 
 def node(config: LaunchConfig) -> Plan:
@@ -64,7 +67,7 @@ def _here(
     config: LaunchConfig, job: Job, command: list[str], port: int | None, max_restarts: int = 0
 ) -> Plan:
     """A command of this machine, after a look at it."""
-    whole = [*_setting(config.cluster.environment), *command]
+    whole = [*setting(config.cluster.environment), *command]
 
     def start() -> int:
         if config.preflight:
@@ -78,7 +81,7 @@ def _here(
     return Plan(shell.line(whole) + "\n", start)
 
 
-def _setting(environment: Mapping[str, str]) -> list[str]:
+def setting(environment: Mapping[str, str]) -> list[str]:
     """Words in front of a command that set variables for it."""
     return ["env", *(f"{n}={v}" for n, v in environment.items())] if environment else []
 
@@ -120,25 +123,25 @@ def _on_hosts(
         if getattr(launch, name):
             meeting.append(f"--{name}={getattr(launch, name)}")
     meeting += ["--master_addr", launch.head or hosts[0], "--master_port", str(config.cluster.port)]
-    setting = _setting(config.cluster.environment)
+    before = setting(config.cluster.environment)
     if launch.launcher == "pdsh":
         if changed := [word for word in job.words if _CHANGED_BY_SHELL.search(word)]:
             raise ConfigError(
                 f"launch.launcher=pdsh gives words to a shell of each host, {changed[0]!r} would "
                 "not arrive as it is; use launch.launcher=ssh"
             )
-        return [[*setting, *_runner(config, job, [*meeting, "--launcher", "pdsh"])]]
+        return [[*before, *_runner(config, job, [*meeting, "--launcher", "pdsh"])]]
     alone = [*meeting, "--no_ssh", "--force_multi"]
     guard = _guard(config)
     if launch.launcher == "slurm":
-        words = [*setting, *guard, "--",
+        words = [*before, *guard, "--",
                  *_runner(config, job, [*alone, "--node_rank", "NODE"])]  # fmt: skip
         script = shell.line(words).replace("--node_rank NODE", '--node_rank "$SLURM_PROCID"')
         srun = ["srun", "--ntasks-per-node=1", f"--nodes={len(hosts)}", "--cpu-bind=none"]
         return [[*srun, "--distribution=arbitrary", f"--nodelist={','.join(hosts)}",
                  "bash", "-c", f"exec {script}"]]  # fmt: skip
     return [
-        _over(launch, host, [*setting, *guard, "tied=true", "--",
+        _over(launch, host, [*before, *guard, "tied=true", "--",
                              *_runner(config, job, [*alone, "--node_rank", str(number)])])
         for number, host in enumerate(hosts)
     ]  # fmt: skip

@@ -54,25 +54,47 @@ def _folder(jobs: Sequence[Job]) -> Path:
 def render(config: LaunchConfig, launch: SlurmLaunch, jobs: Sequence[Job], folder: Path) -> str:
     """The batch script."""
     first, groups = jobs[0], launch.groups
-    environment = dict(config.cluster.environment)
-    if config.cluster.cpus_per_node is not None:  # srun no longer takes it from sbatch
-        environment["SRUN_CPUS_PER_TASK"] = str(config.cluster.cpus_per_node)
     each = [_Step(i, group.num_nodes, group.ranks_per_node) for i, group in enumerate(groups)]
     steps = each or [_Step(None, len(first.ranks), first.ranks[0])]
+    places = _places(config, jobs, f"{_srun(steps, 'look')} || exit 2")
     values = {
+        **places,
+        "meeting": shell.fill(shell.template("meeting.sh", None), places).rstrip(),
         "directives": "\n".join(_directives(config, launch, jobs, folder)),
         "folder": shlex.quote(str(Path.cwd())),
         "setup": "\n".join(launch.setup),
-        "environment": shell.exports(environment),
-        "python": shlex.quote(interpreter(config)),
-        "tasks": _tasks(jobs),
-        "gpus": "$ranks" if any(first.gpus_used) else "0",
-        "num_nodes": str(len(first.ranks)),
-        "preflight": f"{_srun(steps, 'look')} || exit 2" if config.preflight else "",
         "train": _srun(steps, "train"),
         "requeue": "true" if launch.requeue else "false",
     }
     return shell.fill(shell.template("slurm.sbatch", launch.template), values)
+
+
+def prologue(config: LaunchConfig, launch: SlurmLaunch, job: Job, refused: Path) -> str:
+    """Lines of shell before the step of another batch script: ``$train`` starts a node's ranks.
+
+    Where a node is not ready, ``refused`` is written and the script ends with status 2.
+    """
+    look = _srun([_Step(None, len(job.ranks), job.ranks[0])], "look")
+    places = _places(config, [job], f"{look} || {{ echo > {shlex.quote(str(refused))}; exit 2; }}")
+    return "\n".join([
+        *launch.setup, places["environment"], f"python={places['python']}", places["tasks"],
+        shell.fill(shell.template("meeting.sh", None), places), "export train",
+    ])  # fmt: skip
+
+
+def _places(config: LaunchConfig, jobs: Sequence[Job], look: str) -> dict[str, str]:
+    """What a script says of the nodes and of what runs on them; ``look`` is its first step."""
+    environment = dict(config.cluster.environment)
+    if config.cluster.cpus_per_node is not None:  # srun no longer takes it from sbatch
+        environment["SRUN_CPUS_PER_TASK"] = str(config.cluster.cpus_per_node)
+    return {
+        "environment": shell.exports(environment),
+        "python": shlex.quote(interpreter(config)),
+        "tasks": _tasks(jobs),
+        "gpus": "$ranks" if any(jobs[0].gpus_used) else "0",
+        "num_nodes": str(len(jobs[0].ranks)),
+        "preflight": look if config.preflight else "",
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llmtrain.config.model import ModelConfig
+from llmtrain.model.mup import width_multiplier
 
 Locate = Callable[[str, Tensor], tuple[Tensor, tuple[int, ...], tuple[slice, ...]]]
 """(name, parameter) -> (local plain tensor, global shape, slices of the global tensor it holds)."""
@@ -34,7 +35,8 @@ def initialize_model(
     """Fill every parameter of ``model`` (whole, a stage, or sharded) in place.
 
     Matrices are normal with ``initializer_range``; projections into the residual stream are
-    narrowed by sqrt(2 * layers) (GPT-2); norm weights are 1 and biases 0.
+    narrowed by sqrt(2 * layers) (GPT-2), under muP the matrices of the blocks by the root of how
+    much wider they are (model/mup.py); norm weights are 1 and biases 0.
 
     Args:
         model: a model with storage (after ``to_empty``), in fp32, fp64 or bf16.
@@ -74,9 +76,10 @@ def initialize_(
 
 def standard_deviation(name: str, config: ModelConfig) -> float:
     """Return the spread of the matrix ``name``."""
+    std = config.initializer_range / math.sqrt(width_multiplier(name, config))
     if name.endswith(("o_proj.weight", "down_proj.weight")):
-        return config.initializer_range / math.sqrt(2 * config.num_hidden_layers)
-    return config.initializer_range
+        return std / math.sqrt(2 * config.num_hidden_layers)
+    return std
 
 
 def stream_key(seed: int, name: str) -> int:

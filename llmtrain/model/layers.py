@@ -160,7 +160,10 @@ def _zero(module: nn.Module) -> None:
 
 
 class Block(nn.Module):
-    """Pre-norm attention and feed-forward, each added to the residual stream."""
+    """Pre-norm attention and feed-forward, each added to the residual stream.
+
+    With ``post_norms`` what each gives is normalised too, before it is added.
+    """
 
     def __init__(
         self,
@@ -175,10 +178,18 @@ class Block(nn.Module):
         self.self_attn = Attention(config, layer, attention, kernels)
         self.post_attention_layernorm = AddRMSNorm(size, eps, kernels)
         self.mlp = FeedForward(config, kernels)
+        norms = config.post_norms
+        self.post_self_attn_layernorm = RMSNorm(size, eps, kernels) if norms else None
+        self.post_mlp_layernorm = RMSNorm(size, eps, kernels) if norms else None
 
     def forward(self, x_BSD: Tensor, context: BlockContext) -> Tensor:
         """Apply the block; [B, S, D] to [B, S, D]."""
         mixed_BSD = self.self_attn(self.input_layernorm(x_BSD), context)
+        if self.post_self_attn_layernorm is not None:
+            mixed_BSD = self.post_self_attn_layernorm(mixed_BSD)
         normed_BSD, x_BSD = self.post_attention_layernorm(mixed_BSD, x_BSD)
-        out: Tensor = x_BSD + self.mlp(normed_BSD)
+        changed_BSD = self.mlp(normed_BSD)
+        if self.post_mlp_layernorm is not None:
+            changed_BSD = self.post_mlp_layernorm(changed_BSD)
+        out: Tensor = x_BSD + changed_BSD
         return out

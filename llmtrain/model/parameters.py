@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from llmtrain.config.model import ModelConfig
+from llmtrain.model.mup import width_multiplier
 from llmtrain.model.transformer import Transformer
 
 
@@ -28,6 +29,8 @@ class ParameterInfo:
     """Whether the optimizer updates it."""
     decay: bool
     """Whether weight decay applies: matrices yes, norms and biases no."""
+    width_multiplier: float = 1.0
+    """muP: how many times wider its input is than at the base; 1 where its rate stays."""
     tied_to: str | None = None
     """Name of the parameter that stores this one's values; null for a stored parameter."""
 
@@ -47,6 +50,7 @@ def parameter_table(config: ModelConfig) -> tuple[ParameterInfo, ...]:
             shape=tuple(parameter.shape),
             trainable=parameter.requires_grad,
             decay=parameter.dim() >= 2,
+            width_multiplier=width_multiplier(name, config) if parameter.dim() >= 2 else 1.0,
         )
         for name, parameter in model.named_parameters()
     ]

@@ -1,4 +1,4 @@
-"""One decoder-only Transformer for LLaMA 1/2/3, Qwen2/2.5, Qwen3 and Mistral, whole or in stages.
+"""One decoder-only Transformer for LLaMA, Qwen2/3, Mistral and GLM-4, whole or in stages.
 
 Invariant: parameter names and shapes are those of Hugging Face checkpoints, on every stage: a stage
 holds a subset of the names and renumbers nothing. What a config means never depends on its name.
@@ -17,6 +17,7 @@ from llmtrain.config.model import ModelConfig
 from llmtrain.errors import LayoutError
 from llmtrain.model.cache import KeyValueCache
 from llmtrain.model.layers import Block, BlockContext, Embedding, Linear, RMSNorm
+from llmtrain.model.mup import output_multiplier
 from llmtrain.ops.attention.sdpa import sdpa_attention
 from llmtrain.ops.attention.spec import AttentionFunction, AttentionSpec
 from llmtrain.ops.cross_entropy import VocabPartition
@@ -62,6 +63,7 @@ class Decoder(nn.Module):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size) if embedding else None
         self.layers = nn.ModuleDict({str(i): Block(config, i, attention, kernels) for i in layers})
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, kernels) if head else None
+        self._output_multiplier = output_multiplier(config)
 
     def forward(self, x: Tensor, context: BlockContext) -> Tensor:
         """Tokens [B, S] or hidden [B, S, D] to hidden [B, S, D]."""
@@ -69,7 +71,10 @@ class Decoder(nn.Module):
             x = self.embed_tokens(x)
         for block in self.layers.values():
             x = block(x, context)
-        return x if self.norm is None else self.norm(x)
+        if self.norm is None:
+            return x
+        x = self.norm(x)
+        return x if self._output_multiplier == 1.0 else x * self._output_multiplier
 
 
 class Transformer(nn.Module):
@@ -103,7 +108,7 @@ class Transformer(nn.Module):
             else None
         )
         self._frequencies, self._rope_factor = rope_frequencies(
-            config.head_size, config.rope_theta, config.rope_scaling
+            config.head_size, config.rope_theta, config.rope_scaling, config.rotary_size
         )
 
     def forward(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llmtrain.config.model import (
@@ -27,14 +28,24 @@ def rope_frequencies(
     head_dim: int,
     theta: float,
     scaling: RopeScaling | None = None,
+    rotary_dim: int | None = None,
 ) -> tuple[Tensor, float]:
     """Return the angle per position of each pair of dimensions and the factor on cos and sin.
+
+    Where only ``rotary_dim`` of the dimensions turn, they are the first pairs; the others have
+    frequency 0, which turns nothing.
 
     Returns:
         Frequencies, fp32 [H / 2] on the CPU, and the factor (1 but for YaRN).
     """
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64, device="cpu").float() / head_dim
-    frequencies = 1.0 / theta**exponents
+    turned = rotary_dim or head_dim
+    exponents = torch.arange(0, turned, 2, dtype=torch.int64, device="cpu").float() / turned
+    frequencies, factor = _scaled(1.0 / theta**exponents, theta, scaling)
+    return F.pad(frequencies, (0, (head_dim - turned) // 2)), factor
+
+
+def _scaled(frequencies: Tensor, theta: float, scaling: RopeScaling | None) -> tuple[Tensor, float]:
+    """Stretch the frequencies by what the config asks for."""
     match scaling:
         case None:
             return frequencies, 1.0

@@ -108,6 +108,7 @@ def build_local_model(
         replica_sum=_replica_sum(owned, computing, parallel, world),
         world=world,
         loss_rank=last * (world.world_size // parallel.pp),
+        reduces_every_microbatch=parallel.reduce_every_microbatch,
         keeps_gradients=engine.cuda_graphs,
     )
     local.publish_parameters()

@@ -106,8 +106,12 @@ def reshard(stage: StageModule) -> None:
         module.reshard()
 
 
-def set_last_backward(stage: StageModule, last: bool) -> None:
-    """Reduce gradients only in the backward of the last micro-batch."""
+def set_last_backward(stage: StageModule, last: bool, reduce_every: bool = False) -> None:
+    """Reduce gradients in the backward of the last micro-batch, or of each over the shards.
+
+    Over replicas they are summed in the last alone.
+    """
     if isinstance(stage, FSDPModule):
-        stage.set_requires_gradient_sync(last)
-        stage.set_is_last_backward(last)
+        stage.set_requires_gradient_sync(last or reduce_every)
+        stage.set_requires_all_reduce(last)
+        stage.set_is_last_backward(last or reduce_every)

@@ -87,6 +87,8 @@ class LocalModel:
     """Process groups."""
     loss_rank: int
     """The first rank that holds the last stage."""
+    reduces_every_microbatch: bool = False
+    """Whether FSDP2 sums gradients over its shards after each micro-batch."""
     keeps_gradients: bool = False
     """Whether gradients stay where they are from step to step, as CUDA graphs need."""
 
@@ -119,7 +121,7 @@ class LocalModel:
             with torch.set_grad_enabled(training):
                 loss = module(part.tokens, **batch_fields(part))
             if training:
-                set_last_backward(module, number == len(parts))
+                set_last_backward(module, number == len(parts), self.reduces_every_microbatch)
                 with scope(BACKWARD):
                     loss.sum().backward()
 

@@ -11,21 +11,6 @@ from llmtrain.config.model import ModelConfig
 CONVENTION = "6(N - N_embedding) + 12 L d s, full attention"
 """Name of the convention, logged beside every MFU."""
 
-PEAK_TFLOPS: dict[str, float] = {
-    "B200": 2250.0,
-    "H200": 989.0,
-    "H100 PCIe": 756.0,
-    "H100": 989.0,
-    "H800": 989.0,
-    "A100": 312.0,
-    "A800": 312.0,
-    "L40S": 362.0,
-    "A10G": 70.0,
-    "L4": 121.0,
-    "V100": 125.0,
-}
-"""Dense bf16 (V100: fp16) tensor-core peak by a part of the device's name, the first match wins."""
-
 
 def flops_per_token(config: ModelConfig, sequence_length: int, *, causal: bool = False) -> float:
     """Operations of forward and backward per token; ``causal`` counts half of the attention."""
@@ -48,13 +33,6 @@ def num_matmul_parameters(config: ModelConfig) -> int:
         attention += D
     if config.qk_norm:
         attention += 2 * H
-    block = attention + 3 * D * config.intermediate_size + 2 * D
+    norms = (4 if config.post_norms else 2) * D
+    block = attention + 3 * D * config.intermediate_size + norms
     return config.num_hidden_layers * block + D + config.vocab_size * D
-
-
-def peak_tflops(device_name: str) -> float | None:
-    """Peak TFLOP/s of a device by its name, e.g. ``NVIDIA H200``; None where it is not known."""
-    for part, peak in PEAK_TFLOPS.items():
-        if part in device_name:
-            return peak
-    return None

@@ -10,7 +10,7 @@ are the few gradients that live at a time under ``optimizer.in_backward``.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from llmtrain.config.engine import EngineConfig
@@ -68,7 +68,7 @@ def state_bytes(
         dp_shard: ranks along that axis, ``auto`` resolved; under DeepSpeed all data ranks.
         seat: the rank.
     """
-    shapes = _local_shapes(model, parallel, seat)
+    shapes = rank_shapes(model, parallel, seat)
     if engine.kind == "deepspeed":
         return zero_state_bytes(shapes, engine, num_moments(optimizer.kind, ""), dp_shard)
     item = 8 if engine.precision == "fp64" else 4  # of gradients, always
@@ -126,10 +126,13 @@ def block_shapes(model: ModelConfig, layer: int) -> dict[str, Shape]:
     shapes["post_attention_layernorm.weight"] = (width,)
     shapes |= {f"mlp.{name}_proj.weight": (inner, width) for name in ("gate", "up")}
     shapes["mlp.down_proj.weight"] = (width, inner)
+    if model.post_norms:
+        names = ("post_self_attn_layernorm", "post_mlp_layernorm")
+        shapes |= {f"{name}.weight": (width,) for name in names}
     return {f"model.layers.{layer}.{name}": shape for name, shape in shapes.items()}
 
 
-def _local_shapes(
+def rank_shapes(
     model: ModelConfig, parallel: ParallelConfig, seat: Seat
 ) -> list[tuple[str, Shape]]:
     """List what tensor and pipeline parallelism leave of the model at ``seat``.
@@ -150,6 +153,11 @@ def _local_shapes(
             if not model.tie_word_embeddings or parallel.num_stages > 1:
                 shapes.append((HEAD, matrix))
     return [(name, _cut(name, shape, parallel.tp, seat.tp)) for name, shape in shapes]
+
+
+def num_elements(shapes: Iterable[tuple[str, Shape]]) -> int:
+    """Count the elements of parameters."""
+    return sum(math.prod(shape) for _, shape in shapes)
 
 
 def _cut(name: str, shape: Shape, tp: int, rank: int) -> Shape:

@@ -7,7 +7,9 @@ work out the same split.
     stages_of_rank("zbv", pp=2, pp_rank=0, stages_per_rank=2)    # (0, 3)
 """
 
+import functools
 from bisect import bisect_left
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 from llmtrain.config.model import ModelConfig
@@ -60,11 +62,14 @@ def split_layers(
 
     pp = num_stages // stages_per_rank
     ranks = [rank_of_stage(schedule, pp, stage) for stage in range(num_stages)]
-    edges = [0, *accumulate(_share_out(config.num_hidden_layers, block, ends, ranks))]
+    edges = [0, *accumulate(_share_out(config.num_hidden_layers, block, tuple(ends), tuple(ranks)))]
     return [range(start, stop) for start, stop in pairwise(edges)]
 
 
-def _share_out(num_blocks: int, block: int, ends: list[int], ranks: list[int]) -> list[int]:
+@functools.cache
+def _share_out(
+    num_blocks: int, block: int, ends: tuple[int, ...], ranks: tuple[int, ...]
+) -> list[int]:
     """Give each stage a number of blocks of cost ``block`` beside its part of ``ends``.
 
     Blocks are alike, so handing them out one by one to where least is done minimises the most that
@@ -87,8 +92,8 @@ def _share_out(num_blocks: int, block: int, ends: list[int], ranks: list[int]) -
 def _hand_out(
     num_blocks: int,
     block: int,
-    ends: list[int],
-    ranks: list[int],
+    ends: Sequence[int],
+    ranks: Sequence[int],
     rank_limit: int,
     stage_limit: int,
 ) -> list[int]:

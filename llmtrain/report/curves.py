@@ -1,140 +1,194 @@
-"""The report's curves: what the page's script draws, and the same numbers as tables.
+"""The curves and heat maps of one run; each function returns a card, empty where nothing is known.
 
-Each function adds its plot to ``plots`` (id -> what to draw) and returns the card that holds it.
+cards = curves.cards(record, plots)
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections import Counter
+from itertools import accumulate
 
-from llmtrain.report.markup import card, folded, number, table
-from llmtrain.report.record import Row, RunRecord
+from llmtrain.report.markup import number
+from llmtrain.report.plot_card import Plots
+from llmtrain.report.record import RunRecord
+from llmtrain.report.series import (
+    Row,
+    Timeline,
+    column,
+    inside,
+    line,
+    median,
+    names,
+    rounded,
+    smooth,
+    step_seconds,
+)
 
-_MAX_POINTS = 1500
-_TABLE_ROWS = 12
+
+def cards(record: RunRecord, timeline: Timeline, plots: Plots) -> list[str]:
+    """Every card of curves that the rows have numbers for, in the order of the page."""
+    found = (
+        loss, source_loss, throughput, step_time, learning_rate, gradient_norm, layer_gradients,
+        layer_weights, attention_logits, memory, power, shares,
+    )  # fmt: skip
+    return [make(record, timeline, plots) for make in found]
 
 
-def loss(record: RunRecord, plots: dict[str, Row]) -> str:
+def loss(record: RunRecord, timeline: Timeline, plots: Plots) -> str:
     """Training loss, its running mean and the held-out loss."""
-    raw = _points(record.rows, lambda row: row["loss"])
-    series = [_series("training", 0, raw, faint=True), _series("running mean", 0, _smooth(raw))]
-    for name in _names(record.rows, "validation_loss"):
-        points = _points(record.rows, _inside("validation_loss", name))
-        color, dots = record.color(name), len(points) <= 60
-        series.append(_series(f"held out: {name}", color, points, dots=dots))
-    label = "Loss over steps"
-    plots["loss"] = {"series": series, "tall": True, "marks": record.resumed, "label": label}
-    note = "Nats per target token; each point is the mean since the one before."
-    return _plot_card("loss", "Loss", note, series, wide=True)
-
-
-def source_loss(record: RunRecord, plots: dict[str, Row]) -> str:
-    """Training loss per source."""
-    names = _names(record.rows, "source_loss")
+    raw = column(record.rows, "loss")
     series = [
-        _series(
-            name, record.color(name), _smooth(_points(record.rows, _inside("source_loss", name)))
-        )
-        for name in names
+        line("training", 0, timeline.points(raw), faint=True),
+        line("running mean", 0, timeline.points(smooth(raw))),
     ]
+    for name in names(record.rows, "validation_loss"):
+        points = timeline.points(inside(record.rows, "validation_loss", name))
+        dots = len(points) <= 60
+        series.append(line(f"held out: {name}", record.color(name), points, dots=dots))
+    note = "Nats per target token; each point is the mean since the one before."
+    return plots.lines("loss", "Loss", note, series, wide=True)
+
+
+def source_loss(record: RunRecord, timeline: Timeline, plots: Plots) -> str:
+    """Training loss per source."""
+    series = [
+        line(name, record.color(name),
+             timeline.points(smooth(inside(record.rows, "source_loss", name))))
+        for name in names(record.rows, "source_loss")
+    ]  # fmt: skip
     if not any(one["points"] for one in series):
         return ""
-    plots["source-loss"] = {"series": series, "marks": record.resumed, "label": "Loss per source"}
-    return _plot_card("source-loss", "Loss per source", "Running mean of each source.", series)
+    note = "Running mean of each source."
+    return plots.lines("source-loss", "Loss per source", note, series)
 
 
-def throughput(record: RunRecord, plots: dict[str, Row]) -> str:
+def throughput(record: RunRecord, timeline: Timeline, plots: Plots) -> str:
     """Tokens per second."""
-    points = _points(record.rows, lambda row: row["tokens_per_s"])
-    series = [_series("tokens per second", 0, points)]
-    plots["throughput"] = {
-        "series": series, "zero": True, "marks": record.resumed, "unit": "/s",
-        "label": "Tokens per second over steps",
-    }  # fmt: skip
-    waited = sum(float(row.get("data_wait_s") or 0) for row in record.rows)
-    stepped = sum(float(row["step_time_s"]) for row in record.rows)
-    note = f"Tokens per second; {waited / max(stepped, 1e-9):.1%} of the time waited for data."
-    mfu = [row["mfu"] for row in record.rows if row.get("mfu") is not None]
-    if mfu:
-        middle = sorted(mfu)[len(mfu) // 2]
-        note += f" MFU {middle:.1%} (median; {record.rows[-1]['mfu_convention']})."
-    return _plot_card("throughput", "Throughput", note, series)
+    series = [line("tokens per second", 0, timeline.points(column(record.rows, "tokens_per_s")))]
+    note = "Tokens per second, wall-clock, evaluation apart."
+    mfu = median(column(record.rows, "mfu"))
+    if mfu is not None:
+        note += f" MFU {mfu:.1%} (median; {record.rows[-1]['mfu_convention']})."
+    return plots.lines("throughput", "Throughput", note, series, zero=True, unit="/s")
 
 
-def learning_rate(record: RunRecord, plots: dict[str, Row]) -> str:
+def step_time(record: RunRecord, timeline: Timeline, plots: Plots) -> str:
+    """Where the time of a step goes: the slowest rank, waits for data, saves."""
+    rows = record.rows
+    ranks = [row.get("rank_step_time_s") or {} for row in rows]
+    lines = [
+        ("step", 0, column(rows, "step_time_s")),
+        ("slowest rank", 1, [one.get("max") for one in ranks]),
+        ("fastest rank", 2, [one.get("min") for one in ranks]),
+        ("wait for data", 3, column(rows, "data_wait_s")),
+        ("saving", 4, [value or None for value in column(rows, "checkpoint_s")]),
+    ]
+    series = [
+        line(name, color, timeline.points(values), dots=name == "saving", line=name != "saving")
+        for name, color, values in lines
+        if any(value is not None for value in values)
+    ]
+    total = max(sum(step_seconds(rows)), 1e-9)
+    note = f"Seconds per step; {_waited(rows) / total:.1%} of the time waited for data"
+    if saved := sum(float(value or 0) for value in column(rows, "checkpoint_s")):
+        note += f", {saved / total:.1%} stood still for saves (dots: seconds of each)"
+    slowest = Counter(r["slowest_rank"] for r in ranks if r.get("slowest_rank") is not None)
+    if slowest:
+        rank, count = slowest.most_common(1)[0]
+        note += f". Rank {rank} was the slowest in {count / sum(slowest.values()):.0%} of the rows"
+    return plots.lines("step-time", "Step time", f"{note}.", series, zero=True, unit=" s")
+
+
+def _waited(rows: list[Row]) -> float:
+    """Seconds the steps waited for data: a row holds the mean of its steps."""
+    spent = step_seconds(rows)
+    pairs = zip(rows, spent, strict=True)
+    return sum(
+        seconds * float(row.get("data_wait_s") or 0) / max(float(row.get("step_time_s") or 0), 1e-9)
+        for row, seconds in pairs
+    )
+
+
+def learning_rate(record: RunRecord, timeline: Timeline, plots: Plots) -> str:
     """Learning rate."""
-    series = [_series("learning rate", 0, _points(record.rows, lambda row: row["lr"]))]
-    plots["lr"] = {"series": series, "zero": True, "label": "Learning rate over steps"}
+    series = [line("learning rate", 0, timeline.points(column(record.rows, "lr")))]
     kind = record.config.schedule.kind
     note = f"{kind} over tokens, peak {number(record.config.optimizer.lr)}."
-    return _plot_card("lr", "Learning rate", note[0].upper() + note[1:], series)
+    return plots.lines("lr", "Learning rate", note[0].upper() + note[1:], series, zero=True)
 
 
-def gradient_norm(record: RunRecord, plots: dict[str, Row]) -> str:
+def gradient_norm(record: RunRecord, timeline: Timeline, plots: Plots) -> str:
     """Gradient norm before the clip."""
-    points = _points(record.rows, lambda row: row["grad_norm"])
-    series = [_series("gradient norm", 0, points)]
-    plots["norm"] = {"series": series, "marks": record.resumed, "label": "Gradient norm over steps"}
+    series = [line("gradient norm", 0, timeline.points(column(record.rows, "grad_norm")))]
     skipped = sum(int(row.get("skipped_steps") or 0) for row in record.rows)
     clip = record.config.optimizer.grad_clip_norm
     note = f"Global, before clipping to {number(clip)}; {skipped:,} steps skipped."
-    return _plot_card("norm", "Gradient norm", note, series)
+    return plots.lines("norm", "Gradient norm", note, series)
 
 
-def _plot_card(name: str, title: str, note: str, series: list[Row], wide: bool = False) -> str:
-    """A card with a plot that the page's script draws, and its numbers as a table."""
-    steps = [point[0] for point in series[0]["points"]]
-    stride = max(1, -(-len(steps) // _TABLE_ROWS))
-    chosen = steps[::-1][::stride][::-1]
-    values = [dict(map(tuple, one["points"])) for one in series]
-    rows = [[f"{step:,}", *(number(_nearest(value, step)) for value in values)] for step in chosen]
-    numbers = table(["step", *(one["name"] for one in series)], rows)
-    body = f'<div class="plot" id="{name}"></div>{folded(numbers)}'
-    return card(title, note, body, wide=wide)
+def layer_gradients(record: RunRecord, timeline: Timeline, plots: Plots) -> str:
+    """Gradient norm of every layer."""
+    note = "Norm of each layer's gradient, the embedding at the bottom, the head at the top."
+    title = "Gradient norm by layer"
+    return plots.heat("layer-grad", title, note, record.rows, "layer_grad_norm", "norm")
 
 
-def _series(
-    name: str, color: int, points: list[list[Any]], faint: bool = False, dots: bool = False
-) -> Row:
-    """One line of a plot."""
-    return {"name": name, "color": color, "points": points, "faint": faint, "dots": dots}
+def layer_weights(record: RunRecord, timeline: Timeline, plots: Plots) -> str:
+    """Norm of every layer's weights."""
+    note = "Norm of each layer's parameters."
+    title = "Weight norm by layer"
+    return plots.heat("layer-weight", title, note, record.rows, "layer_weight_norm", "norm")
 
 
-def _names(rows: Sequence[Row], key: str) -> list[str]:
-    """Sources that appear under ``key`` in any row, in order of appearance."""
-    return list(dict.fromkeys(name for row in rows for name in row.get(key) or {}))
+def attention_logits(record: RunRecord, timeline: Timeline, plots: Plots) -> str:
+    """Largest attention logit of every layer."""
+    note = "Largest logit in each layer's attention; growth without end foretells divergence."
+    title = "Attention-logit maxima"
+    return plots.heat("logits", title, note, record.rows, "attention_logit_max", "logit")
 
 
-def _inside(key: str, name: str) -> Callable[[Row], float | None]:
-    """Return a reader of ``row[key][name]``."""
-    return lambda row: (row.get(key) or {}).get(name)
+def memory(record: RunRecord, timeline: Timeline, plots: Plots) -> str:
+    """Memory, on the GPU where there is one."""
+    lines = [
+        ("on the device", 1, column(record.rows, "gpu_memory_bytes")),
+        ("most allocated so far", 0, column(record.rows, "memory_bytes")),
+    ]
+    series = [
+        line(name, color, timeline.points([None if v is None else v / 2**30 for v in values]))
+        for name, color, values in lines
+        if any(value is not None for value in values)
+    ]
+    if not series:
+        return ""
+    note = "GiB of this rank's device, or of its process where it trains on CPUs."
+    return plots.lines("memory", "Memory", note, series, zero=True, unit=" GiB")
 
 
-def _points(rows: Sequence[Row], value: Callable[[Row], float | None]) -> list[list[Any]]:
-    """Pairs [step, value] where there is a value, thinned to means where there are too many."""
-    found = [[int(row["step"]), v] for row in rows if (v := value(row)) is not None]
-    size = -(-len(found) // _MAX_POINTS)
-    if size <= 1:
-        return [[step, _rounded(v)] for step, v in found]
-    groups = (found[i : i + size] for i in range(0, len(found), size))
-    return [[g[-1][0], _rounded(sum(v for _, v in g) / len(g))] for g in groups]
+def power(record: RunRecord, timeline: Timeline, plots: Plots) -> str:
+    """Power the GPU draws."""
+    watts = column(record.rows, "gpu_power_w")
+    middle = median(watts)
+    if middle is None:
+        return ""
+    series = [line("power", 0, timeline.points(watts))]
+    note = f"Watts; median {number(middle)} W."
+    return plots.lines("power", "GPU power", note, series, zero=True, unit=" W")
 
 
-def _smooth(points: list[list[Any]]) -> list[list[Any]]:
-    """Mean of the last 5 % of the points at each point."""
-    width = max(1, len(points) // 20)
-    result = []
-    for i, (step, _) in enumerate(points):
-        window = [value for _, value in points[max(0, i - width + 1) : i + 1]]
-        result.append([step, _rounded(sum(window) / len(window))])
-    return result
-
-
-def _nearest(values: dict[int, float], step: int) -> float | None:
-    """Value at ``step``, or the last one before it."""
-    known = [known for known in values if known <= step]
-    return values[max(known)] if known else None
-
-
-def _rounded(value: float) -> float:
-    """Enough digits to draw with."""
-    return float(f"{value:.6g}")
+def shares(record: RunRecord, timeline: Timeline, plots: Plots) -> str:
+    """Planned share of each source so far beside the share trained on."""
+    rows = record.rows
+    sources = names(rows, "source_tokens")
+    if len(sources) < 2 or not any(row.get("planned_share") for row in rows):
+        return ""
+    counts = {s: list(accumulate(v or 0.0 for v in inside(rows, "source_tokens", s)))
+              for s in sources}  # fmt: skip
+    totals = [max(sum(one[i] for one in counts.values()), 1e-9) for i in range(len(rows))]
+    series = []
+    for source in sources:
+        seen = [rounded(100 * n / total) for n, total in zip(counts[source], totals, strict=True)]
+        planned = [None if share is None else 100 * share
+                   for share in inside(rows, "planned_share", source)]  # fmt: skip
+        color = record.color(source)
+        series.append(line(source, color, timeline.points(seen, 400)))
+        series.append(line(f"{source}, planned", color, timeline.points(planned, 400), dash=True))
+    note = "Percent of the target tokens so far: trained on (full) and planned (dashed)."
+    return plots.lines("shares", "Mixture over the run", note, series, unit=" %")

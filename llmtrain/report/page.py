@@ -1,40 +1,47 @@
-"""One self-contained HTML page of a run: curves, mixture, data funnel, bits per byte, samples.
+"""One self-contained HTML page of a run, of several runs beside each other, or of a sweep.
 
 The page loads nothing: styles, the script that draws and the numbers are inside, so it can be
-mailed or archived. It reads what the run wrote and changes none of it; no torch is imported.
+mailed or archived. It reads what the runs wrote and changes none of it; no torch is imported.
 
     llmtrain report run=runs/demo
+    llmtrain report 'run=[runs/a,runs/b]'
+    llmtrain report run=runs/my-sweep
 """
 
-import html
+import gc
 import logging
 from pathlib import Path
 
 from llmtrain.config.commands import ReportConfig
-from llmtrain.config.load import to_yaml
 from llmtrain.errors import ConfigError
-from llmtrain.planner.flops import num_matmul_parameters
-from llmtrain.report import bars, curves
-from llmtrain.report.markup import card, clock, document, number, short
-from llmtrain.report.record import Row, RunRecord, read_run
+from llmtrain.report import compare_page, run_page, sweep_page
+from llmtrain.report.compare_record import read_several
+from llmtrain.report.record import read_run
+from llmtrain.report.sweep_record import is_sweep, read_sweep
 
 logger = logging.getLogger(__name__)
 
 
 def main(config: ReportConfig) -> int:
-    """Write the page of a run and say where.
+    """Write the page and say where.
 
     Raises:
-        ConfigError: the page cannot be written there.
+        ConfigError: there is nothing to describe, or the page cannot be written there.
     """
-    record = read_run(Path(config.run), None if config.data is None else Path(config.data))
-    out = Path(config.out) if config.out is not None else record.path / "report.html"
+    paths = [Path(run) for run in ([config.run] if isinstance(config.run, str) else config.run)]
+    # Rows are many and hold no cycles: looking for some takes a third of the time.
+    gc.disable()
+    try:
+        text, default = _page(paths, None if config.data is None else Path(config.data))
+    finally:
+        gc.enable()
+    out = Path(config.out) if config.out is not None else default
     if out.is_dir():
         raise ConfigError(f"out={out} is a folder; name a file in it, as {out / 'report.html'}")
     partial = out.with_name(out.name + ".partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(render(record), encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
         partial.replace(out)
     except OSError as error:
         raise ConfigError(f"out={out} cannot be written: {error.strerror}; use another") from error
@@ -42,95 +49,17 @@ def main(config: ReportConfig) -> int:
     return 0
 
 
-def render(record: RunRecord) -> str:
-    """Return the page."""
-    plots: dict[str, Row] = {}
-    sections = [
-        curves.loss(record, plots),
-        curves.source_loss(record, plots),
-        curves.throughput(record, plots),
-        curves.learning_rate(record, plots),
-        curves.gradient_norm(record, plots),
-        bars.mixture(record),
-        bars.bits_per_byte(record),
-        bars.funnel(record),
-        _samples(record),
-        _configuration(record),
-    ]
-    body = "\n".join([_header(record), _tiles(record), '<div class="cards">', *sections, "</div>"])
-    return document(f"{record.name} · llmtrain", body, plots)
-
-
-def _header(record: RunRecord) -> str:
-    """Name, how it ended, and the run in one line."""
-    c, last = record.config, record.rows[-1]
-    reason = str(record.status.get("reason", "training")).replace("_", " ")
-    kind = "" if reason == "done" else " stopped"
-    axes = [f"{getattr(c.parallel, name)} {text}" for name, text in _AXES.items()
-            if getattr(c.parallel, name) not in (1, "auto")]  # fmt: skip
-    facts = [
-        f"LLaMA-style model, {c.model.num_hidden_layers} layers of width {c.model.hidden_size}",
-        f"vocabulary {c.model.vocab_size:,}",
-        f"{c.training.global_batch_tokens:,} tokens per step",
-        " x ".join(axes) or "one rank or plain data parallel",
-        c.engine.precision,
-    ]
-    return (
-        f"<header><h1>{html.escape(record.name)}"
-        f'<span class="status{kind}">{html.escape(reason)}, step {last["step"]:,}</span></h1>'
-        f"<p>{html.escape(' · '.join(facts))}</p></header>"
-    )
-
-
-_AXES = {
-    "pp": "pipeline stages",
-    "dp_replicate": "replicas",
-    "dp_shard": "shards",
-}
-
-
-def _tiles(record: RunRecord) -> str:
-    """The numbers a reader wants first."""
-    last, model = record.rows[-1], record.config.model
-    rates = sorted(row["tokens_per_s"] for row in record.rows)
-    total = num_matmul_parameters(model)
-    if not model.tie_word_embeddings:
-        total += model.vocab_size * model.hidden_size
-    tiles = [
-        ("Training loss", number(last["loss"]), "nats per token, last interval"),
-        ("Tokens", short(last["tokens"]), f"in {clock(record.trained_s())} of training steps"),
-        ("Throughput", short(rates[len(rates) // 2]), "tokens per second, median"),
-    ]
-    score = record.evaluation.get("all")
-    if score:
-        share = score["bits_per_byte"] / score["unigram_bits_per_byte"]
-        note = f"held out, {share:.0%} of a unigram model's"
-        tiles.insert(0, ("Bits per byte", f"{score['bits_per_byte']:.3f}", note))
-    else:
-        tiles.append(("Parameters", short(total), "embeddings included"))
-    cells = (
-        f'<div class="tile"><span>{label}</span><b>{value}</b><small>{note}</small></div>'
-        for label, value, note in tiles
-    )
-    return f'<div class="tiles">{"".join(cells)}</div>'
-
-
-def _samples(record: RunRecord) -> str:
-    """What the model wrote."""
-    figures = [
-        f'<figure class="sample"><p><mark>{html.escape(sample["prompt"])}</mark>'
-        f"{html.escape(sample['completion'])}</p><figcaption>temperature "
-        f"{number(sample['temperature'])}, seed {sample['seed']}</figcaption></figure>"
-        for sample in record.samples
-    ]
-    if not figures:
-        return ""
-    body = f'<div class="samples">{"".join(figures)}</div>'
-    return card("Samples", "The prompt is set off, the rest is the model's.", body, wide=True)
-
-
-def _configuration(record: RunRecord) -> str:
-    """The resolved configuration, folded away."""
-    text = html.escape(to_yaml(record.config))
-    body = f'<details><summary>config.yaml</summary><pre class="config">{text}</pre></details>'
-    return card("Configuration", f"From {html.escape(str(record.path))}.", body, wide=True)
+def _page(paths: list[Path], data: Path | None) -> tuple[str, Path]:
+    """The page and where it goes unless told otherwise."""
+    sweeps = [path for path in paths if is_sweep(path)]
+    if data is not None and (len(paths) > 1 or sweeps):
+        raise ConfigError(f"data={data} is for the page of one run; leave it out here")
+    if len(paths) == 1:
+        path = paths[0]
+        if sweeps:
+            return sweep_page.render(read_sweep(path)), path / "report.html"
+        return run_page.render(read_run(path, data)), path / "report.html"
+    if sweeps:
+        raise ConfigError(f"{sweeps[0]} is a sweep, not a run; describe it alone: run={sweeps[0]}")
+    runs = read_several(paths)
+    return compare_page.render(runs), paths[0].parent / "compare.html"

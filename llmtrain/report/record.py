@@ -20,8 +20,7 @@ from llmtrain.config.run import RunConfig
 from llmtrain.data.manifest import read_manifest
 from llmtrain.data.shares import share_schedule
 from llmtrain.errors import ConfigError, LLMTrainError
-
-Row = dict[str, Any]
+from llmtrain.report.series import Row, step_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +36,9 @@ class RunRecord:
     status: Row
     """``status.json``: code, reason, step; empty while it trains."""
     resumed: list[int]
-    """Steps the run was continued from."""
+    """Steps the run was continued from, as its log tells."""
+    events: list[Row]
+    """Lines of ``events.jsonl``: time, step, attempt, kind, text; empty where there are none."""
     evaluation: Row
     """``eval.json``; empty if it was never evaluated."""
     samples: list[Row]
@@ -67,9 +68,7 @@ class RunRecord:
 
     def trained_s(self) -> float:
         """Seconds spent in training steps."""
-        steps = [0, *(int(row["step"]) for row in self.rows)]
-        spans = zip(self.rows, steps, strict=False)
-        return sum(float(row["step_time_s"]) * (int(row["step"]) - old) for row, old in spans)
+        return sum(step_seconds(self.rows))
 
 
 def read_run(path: Path, data: Path | None) -> RunRecord:
@@ -78,33 +77,75 @@ def read_run(path: Path, data: Path | None) -> RunRecord:
     Raises:
         ConfigError: the folder holds no run, or nothing has been logged yet.
     """
-    config_path, metrics_path = path / "config.yaml", path / "metrics.jsonl"
-    if not config_path.is_file():
-        raise ConfigError(f"{path} holds no config.yaml; give run= a folder llmtrain train wrote")
-    tree = from_yaml(config_path.read_text(encoding="utf-8"))
-    config = build(RunConfig, tree)
-    rows = _rows(metrics_path)
-    if not rows:
-        raise ConfigError(f"{metrics_path} holds no step yet; train at least to a logging step")
+    config = build(RunConfig, read_tree(path))
+    rows = read_rows(path)
     return RunRecord(
         path=path,
         config=config,
         rows=rows,
-        status=_json(path / "status.json", {}),
+        status=read_json(path / "status.json", {}),
         resumed=_resumed(path / "logs" / "rank0.log"),
-        evaluation=_json(path / "eval.json", {}),
-        samples=_json(path / "samples.json", {}).get("samples", []),
+        events=[
+            {"step": 0, **event} for event in read_lines(path / "events.jsonl") if "kind" in event
+        ],
+        evaluation=read_json(path / "eval.json", {}),
+        samples=read_json(path / "samples.json", {}).get("samples", []),
         funnel=_funnel(config, data),
         planned=_planned(config),
     )
 
 
-def _rows(path: Path) -> list[Row]:
-    """Rows of metrics; a last line that is still being written is left out."""
+def read_tree(path: Path) -> Row:
+    """The run's ``config.yaml`` as a plain tree.
+
+    Raises:
+        ConfigError: the folder holds no run.
+    """
+    config_path = path / "config.yaml"
+    if not config_path.is_file():
+        raise ConfigError(f"{path} holds no config.yaml; give run= a folder llmtrain train wrote")
+    return from_yaml(config_path.read_text(encoding="utf-8"))
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows of the run's ``metrics.jsonl``.
+
+    Raises:
+        ConfigError: there are none yet.
+    """
+    rows = read_lines(path / "metrics.jsonl")
+    if not rows:
+        raise ConfigError(
+            f"{path / 'metrics.jsonl'} holds no step yet; train at least to a logging step"
+        )
+    return rows
+
+
+def read_lines(path: Path) -> list[Row]:
+    """Objects of a file of JSON lines, none where there is no file.
+
+    What follows a line that is no JSON is left out: the last one may still be being written.
+    """
     rows: list[Row] = []
     if not path.is_file():
         return rows
-    for line in path.read_text(encoding="utf-8").splitlines():
+    with path.open("rb") as file:
+        while lines := file.readlines(_BLOCK_BYTES):
+            try:
+                rows += json.loads(b"[" + b",".join(lines) + b"]")
+            except ValueError:
+                rows += _whole(lines)
+                break
+    return [row for row in rows if isinstance(row, dict)]
+
+
+_BLOCK_BYTES = 1 << 20  # one call for many lines is twice as fast as one for each
+
+
+def _whole(lines: list[bytes]) -> list[Row]:
+    """What the lines hold before the first that is no JSON."""
+    rows: list[Row] = []
+    for line in lines:
         try:
             rows.append(json.loads(line))
         except ValueError:
@@ -112,7 +153,7 @@ def _rows(path: Path) -> list[Row]:
     return rows
 
 
-def _json(path: Path, empty: Any) -> Any:
+def read_json(path: Path, empty: Any) -> Any:
     """Content of a JSON file, ``empty`` where there is none.
 
     Raises:
@@ -140,13 +181,13 @@ def _funnel(config: RunConfig, data: Path | None) -> list[Row]:
         path = data / "funnel.json"
         if not path.is_file():
             raise ConfigError(f"{path} does not exist; give data= a folder llmtrain-data run wrote")
-        return list(_json(path, {})["stages"])
+        return list(read_json(path, {})["stages"])
     # llmtrain-data writes OUT/funnel.json and OUT/stores/train/SOURCE.
     for at in config.data.sources.values():
         store = at if isinstance(at, str) else at[0]
         path = Path(store).parent.parent.parent / "funnel.json"
         if path.is_file():
-            return list(_json(path, {}).get("stages", []))
+            return list(read_json(path, {}).get("stages", []))
     return []
 
 

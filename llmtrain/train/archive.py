@@ -27,6 +27,7 @@ FORMAT = 1
 """Version of the layout on disk; a reader refuses a newer one."""
 
 META = "meta.json"
+_BLOCK_BYTES = 1 << 24
 _STEP = re.compile(r"step-(\d{9})")
 _ASIDE = ".tmp-"
 _DAMAGED = ".damaged-"
@@ -41,7 +42,7 @@ class Checkpoint:
     path: Path
     """Its folder."""
     meta: dict[str, Any]
-    """What ``meta.json`` holds: step, tokens, facts, carried, files."""
+    """What ``meta.json`` holds: step, tokens, facts, journal, carried, scores, files."""
 
     @property
     def step(self) -> int:
@@ -54,19 +55,35 @@ def folder_name(step: int) -> str:
     return f"step-{step:09d}"
 
 
-def fresh_aside(directory: Path, step: int) -> Path:
+def fresh_aside(directory: Path, step: int, attempt: int = 0) -> Path:
     """Make an empty folder to write ``step`` into; drops what a crash left behind."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for left in directory.glob(f"{_ASIDE}*"):
-        shutil.rmtree(left, ignore_errors=True)
-    aside = aside_path(directory, step)
-    aside.mkdir()
+    clean(directory)
+    aside = aside_path(directory, step, attempt)
+    aside.mkdir(parents=True)
     return aside
 
 
-def aside_path(directory: Path, step: int) -> Path:
-    """Where the checkpoint of ``step`` is written before it is committed."""
-    return directory / f"{_ASIDE}{folder_name(step)}"
+def aside_path(directory: Path, step: int, attempt: int = 0) -> Path:
+    """Where the checkpoint of ``step`` is written before it is committed.
+
+    ``attempt`` tells the saves of one process apart, so that a failed one leaves nothing to the
+    next.
+    """
+    return directory / f"{_ASIDE}{folder_name(step)}.{attempt}"
+
+
+def clean(directory: Path) -> None:
+    """Delete what was never committed and what was not deleted to the end."""
+    for left in directory.glob(f"{_ASIDE}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint; no scan sees a part of it, however this process ends."""
+    hidden = path.with_name(f"{_ASIDE}old-{path.name}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    path.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def digests(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -84,40 +101,46 @@ def digests(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
 def commit(aside: Path, fields: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> Path:
     """Write ``meta.json`` last and give the folder its name; from here on the checkpoint exists.
 
+    ``fields`` hold the step. What else lies in ``aside`` is deleted.
     Raises CheckpointError when a file another rank wrote is not there.
     """
-    missing = sorted(name for name in files if not (aside / name).exists())
+    missing = sorted(name for name in files if _size(aside / name) != files[name]["bytes"])
     if missing:
         raise CheckpointError(
-            f"{missing[0]} was written by another rank but is not in {aside}; the run folder must "
-            "be on a file system that all ranks share"
+            f"{missing[0]} was written by another rank but is not in {aside} as it was written; "
+            "the run folder must be on a file system that all ranks share"
         )
+    for path in aside.iterdir():
+        if path.name not in files:
+            path.unlink()
     meta = {"format": FORMAT, **fields, "files": dict(files)}
     write_json(aside / META, {**meta, "meta_blake3": _meta_digest(meta)})
-    final = aside.with_name(aside.name.removeprefix(_ASIDE))
-    if final.exists():
-        set_aside(final)
-    aside.rename(final)
-    sync(final.parent)
+    final = aside.with_name(folder_name(int(fields["step"])))
+    install(aside, final)
     return final
 
 
-def retire(directory: Path, keep_last: int, up_to_step: int) -> None:
-    """Delete all but the newest ``keep_last`` checkpoints among those of at most ``up_to_step``.
+def install(aside: Path, final: Path) -> None:
+    """Give a whole folder the name under which it exists; what has it already makes way."""
+    if final.exists():
+        remove(final)
+    sync(aside)
+    aside.rename(final)
+    sync(final.parent)
 
-    The one of ``up_to_step`` has just been written and is good, so a good one is always left.
-    """
-    old = [path for step, path in scan(directory) if step <= up_to_step][max(1, keep_last) :]
-    for path in old:
-        shutil.rmtree(path, ignore_errors=True)
+
+def step_of(name: str) -> int | None:
+    """Step of the checkpoint whose folder has this name; None for other names."""
+    match = _STEP.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def scan(directory: Path) -> list[tuple[int, Path]]:
     """Folders that have the name of a checkpoint, newest first."""
     if not directory.is_dir():
         return []
-    named = [(_STEP.fullmatch(path.name), path) for path in directory.iterdir() if path.is_dir()]
-    return sorted(((int(match[1]), path) for match, path in named if match), reverse=True)
+    named = [(step_of(path.name), path) for path in directory.iterdir() if path.is_dir()]
+    return sorted(((step, path) for step, path in named if step is not None), reverse=True)
 
 
 def newest_good(directory: Path, *, move_damaged: bool = False) -> Checkpoint | None:
@@ -153,7 +176,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     meta = _read_meta(path)
     files: dict[str, dict[str, Any]] = meta["files"]
     for name, record in files.items():
-        size = (path / name).stat().st_size if (path / name).exists() else None
+        size = _size(path / name)
         if size != record["bytes"]:
             have = "is missing" if size is None else f"has {size:,} bytes"
             raise CheckpointError(
@@ -206,11 +229,22 @@ def _read_meta(path: Path) -> dict[str, Any]:
     return dict(meta)
 
 
+def _size(path: Path) -> int | None:
+    """Bytes of a file; None where there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
 def _meta_digest(meta: Mapping[str, Any]) -> str:
     return blake3(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def _file_digest(path: Path) -> str:
-    if path.stat().st_size == 0:
-        return blake3().hexdigest()
-    return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
+    """Hash a file in blocks: mapped whole, it would count as memory of this process."""
+    digest, block = blake3(max_threads=blake3.AUTO), memoryview(bytearray(_BLOCK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(block):
+            digest.update(block[:count])
+    return digest.hexdigest()

@@ -1,10 +1,17 @@
 """Save and restore a run: torch Distributed Checkpoint inside the committed folders of archive.py.
 
-Tensors are logical (full shape under one global name), so a run resumes on any layout that fits.
-A save that fails leaves the run and the older checkpoints as they were.
+Tensors are logical (full shape under one global name), so a run resumes on any layout that fits. A
+save copies this rank's part of the state to host memory and goes on behind the training; at most
+one is in flight. A save that fails leaves the run and the older checkpoints as they were.
+
+Invariant: what is written is the state at the call of ``save``: an engine that has
+``before_update`` is copied while it computes gradients and waits before it changes anything, any
+other state is copied before ``save`` returns.
 
     checkpoints = Checkpoints(run.checkpoints, config.checkpoint, engine, facts=facts)
     checkpoints.restore(progress)              # False where there is nothing to resume
+    checkpoints.save(progress)
+    checkpoints.wait()                         # whether it is on disk
     weights = load_model_weights(Path("runs/demo"))   # plain fp32 tensors, no process group
 """
 
@@ -14,36 +21,46 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.checkpoint.storage import WriteResult
-from torch.futures import Future
 
 from llmtrain.config.training import CheckpointConfig
 from llmtrain.errors import CheckpointError
-from llmtrain.train import archive
+from llmtrain.train import archive, tensor_files
 from llmtrain.train.facts import changed_facts
+from llmtrain.train.mirror import Mirror
 from llmtrain.train.progress import Progress
+from llmtrain.train.retention import Keep, retire
 from llmtrain.train.run_journal import RunJournal
+from llmtrain.train.saving import Digests, Save, say_failed
+from llmtrain.train.staging import Staging
+from llmtrain.train.tensor_files import INDEX, RankFile
 
 MODEL_PREFIX = "model."
 """What stands before a parameter's name in the checkpoint schema."""
+
+CLOSING_S = 10.0
+"""Seconds that a save in flight has to end when the run has failed."""
+
+_SPARE_BYTES = 1 << 16
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
 class Stateful(Protocol):
-    """The part of an engine that checkpoints need."""
+    """The part of an engine that checkpoints need.
+
+    It may have ``before_update(act)`` besides: see ``engine.protocol.Engine``.
+    """
 
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors or DTensors by schema name; loaded into in place."""
@@ -55,7 +72,7 @@ class Stateful(Protocol):
 
 
 class Checkpoints:
-    """The checkpoints of one run; every method is called by all ranks alike."""
+    """The checkpoints of one run; every method but ``close`` is called by all ranks alike."""
 
     def __init__(
         self,
@@ -70,8 +87,8 @@ class Checkpoints:
         """Keep checkpoints of ``engine`` in ``directory``.
 
         ``facts`` (see facts.py) must be the same for a run to go on, or ``journal`` must accept
-        what changed; ``carried`` is asked at every save for what readers want to find, as the
-        W&B id.
+        what changed; ``carried`` is asked at every save on the first rank for what readers want to
+        find, as the W&B id.
         """
         self._directory = directory
         self._config = config
@@ -79,45 +96,111 @@ class Checkpoints:
         self._facts = dict(facts)
         self._journal = journal
         self._carried = carried
+        self._mirror = Mirror.of(config) if config.mirror and _rank() == 0 else None
+        self._file: RankFile | None = None
+        self._index, self._bytes = b"", 0
+        self._staging: Staging | None = None
+        self._save: Save | None = None
+        self._saves = 0
         self._saved_step: int | None = None
+        self._failed = False
+        self.stalled_s = 0.0
+        """Seconds the training loop has stood still for saves so far."""
+        self.scores: Callable[[int], Mapping[str, float]] = lambda step: {}
+        """What held-out evaluation measured at a step, for ``checkpoint.keep_best``."""
+        self.restored: archive.Checkpoint | None = None
+        """What the run went on from; None where it began."""
 
     def due(self, progress: Progress) -> bool:
         """Whether this step is one to save after; the last one always is."""
         return progress.finished or progress.step % self._config.every_steps == 0
 
-    def save(self, progress: Progress) -> bool:
-        """Write and commit the state after ``progress.step``; False, and said, where that failed.
+    def prepare(self) -> None:
+        """Settle who writes what and take the memory for copies, so that no save has to.
 
-        Saving the same step twice writes it once.
+        Deletes what a killed process has left.
         """
-        if self._saved_step == progress.step:
+        if self._file is not None:
+            return
+        from_first_rank(lambda: archive.clean(self._directory))
+        state = self._engine.state_dict()
+        plans = _gather_at_first(tensor_files.own_items(state, _rank() == 0))
+        chosen, metadata = (None, None) if plans is None else tensor_files.share_out(plans)
+        file = tensor_files.place(_scatter(chosen), f"__{_rank()}_0.distcp")
+        entries = _gather_at_first(file.entries)
+        if metadata is not None and entries is not None:
+            self._index = tensor_files.index_file(metadata, entries)
+            self._bytes = sum(about.length for part in entries for _, about in part)
+        self._file = file
+        if self._config.asynchronous:
+            self._take_memory(file, state)
+
+    def save(self, progress: Progress) -> bool:
+        """Save the state after ``progress.step``; False where this or the save before has failed.
+
+        That is said already, by the first rank. Saving the same step twice writes it once.
+        """
+        if progress.step in (self._saved_step, self._save and self._save.step):
             return True
-        started = time.monotonic()
-        problem = self._write(progress.step) or self._commit(progress)
-        if problem is not None:
-            logger.error(
-                "the checkpoint of step %d was not written (%s); older checkpoints stay as they "
-                "are: make room in %s",
-                progress.step, problem, self._directory,
-            )  # fmt: skip
+        started = time.perf_counter()
+        self._say_if_waiting()
+        before = self._save is None or self._settle()
+        self.prepare()
+        if (problem := from_first_rank(self._no_room)) is not None:
+            self._failed = True
+            if _rank() == 0:
+                say_failed(progress.step, problem, self._directory)
             return False
-        self._saved_step = progress.step
-        logger.info("saved step %d in %.2f s", progress.step, time.monotonic() - started)
-        return True
+        save = self._save = self._begin(progress)
+        save.start()
+        if self._staging is None or not hasattr(self._engine, "before_update"):
+            save.staged.wait()
+        if self._staging is None:
+            before = self._settle() and before
+        self._stood(save, time.perf_counter() - started)
+        return before
+
+    def wait(self) -> bool:
+        """Wait for the save in flight; whether the last save that was asked for is on disk."""
+        started = time.perf_counter()
+        save = self._save
+        saved = self._settle()
+        if save is not None:
+            self._stood(save, time.perf_counter() - started)
+        return saved
+
+    def wait_for_mirror(self) -> None:
+        """Wait until the mirror, where there is one, has the newest checkpoint or cannot."""
+        if self._mirror is not None:
+            self._mirror.wait()
+
+    def close(self) -> None:
+        """Let a save in flight end within a few seconds, and give the memory back.
+
+        Runs no collective: other ranks may be gone.
+        """
+        save, self._save = self._save, None
+        if save is not None and not save.done.wait(CLOSING_S):
+            save.abandon()
+            logger.warning("the save of step %d was not ended in %g s", save.step, CLOSING_S)
+        elif self._staging is not None:
+            self._staging.close()
+        self._staging = None
 
     def restore(self, progress: Progress) -> bool:
         """Load the newest good checkpoint and set ``progress`` to it; False where there is none.
 
         Raises CheckpointError on every rank alike: damaged, of other data, of another model.
         """
-        found = _from_first_rank(lambda: archive.newest_good(self._directory, move_damaged=True))
+        self._settle()
+        found = from_first_rank(self._newest)
         if found is None:
             return False
         self._check_facts(found)
         state = self._engine.state_dict()
         reader = FileSystemReader(found.path)
         _check_schema(found.path, reader, state)
-        with _one_process_is_fine():
+        with one_process_is_fine():
             try:
                 load(state, storage_reader=reader, no_dist=not dist.is_initialized())
             except CheckpointException as error:
@@ -125,49 +208,133 @@ class Checkpoints:
         self._engine.load_state_dict(state)
         progress.step = found.step
         self._saved_step = found.step
+        self.restored = found
         logger.info("resumed from %s", found.path)
         return True
 
-    def _write(self, step: int) -> str | None:
-        """Write all tensors aside; returns what went wrong, the same on every rank."""
-        problem = _problem_of_first_rank(lambda: archive.fresh_aside(self._directory, step))
-        if problem is not None:
-            return problem
-        writer = _Writer(archive.aside_path(self._directory, step))
-        with _one_process_is_fine():
-            try:
-                save(
-                    self._engine.state_dict(),
-                    storage_writer=writer,
-                    no_dist=not dist.is_initialized(),
-                )
-            except CheckpointException as error:
-                return _cause(error)
-        return None
+    def _newest(self) -> archive.Checkpoint | None:
+        """Clean up, and find what to go on from: here, or in the mirror where nothing is here."""
+        archive.clean(self._directory)
+        found = archive.newest_good(self._directory, move_damaged=True)
+        if found is None and self._mirror is not None:
+            return self._mirror.fetch(self._directory)
+        return found
 
-    def _commit(self, progress: Progress) -> str | None:
-        """Checksum what each rank wrote and commit; returns what went wrong."""
-        aside = archive.aside_path(self._directory, progress.step)
-        files: dict[str, dict[str, Any]] = {}
-        for rank, part in enumerate(_gather(_digests_or_problem(aside))):
-            if isinstance(part, str):
-                return f"rank {rank}: {part}"
-            files.update(part)
+    def _take_memory(self, file: RankFile, state: Mapping[str, Tensor]) -> None:
+        """Make the staging memory, on all ranks or on none."""
+        device = next((t.device for t in state.values() if t.is_cuda), torch.device("cpu"))
+        staging, problem = None, ""
+        try:
+            staging = Staging(file.pieces, device)
+        except RuntimeError as error:
+            problem = f"rank {_rank()}: {str(error).splitlines()[0]}"
+        problems = [problem for problem in _gather(problem) if problem]
+        if problems:
+            logger.warning(
+                "checkpoint.asynchronous=true needs host memory for a copy of the state, which "
+                "cannot be had (%s): training will stand still for saves", problems[0],
+            )  # fmt: skip
+            return
+        self._staging = staging
+        if hasattr(self._engine, "before_update"):
+            self._engine.before_update(self._until_staged)
+
+    def _no_room(self) -> str | None:
+        """What the disk lacks, before it is filled: other files of the run grow there too."""
+        need = self._bytes + len(self._index) + _SPARE_BYTES
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            free = disk_usage(self._directory).free
+        except OSError as error:
+            return str(error)
+        if free >= need:
+            return None
+        return f"No space left on device: it needs {need:,} bytes, {free:,} are free"
+
+    def _until_staged(self) -> None:
+        """Hold the engine up while the state it is about to change is still being copied."""
+        if self._save is not None and not self._save.staged.is_set():
+            started = time.perf_counter()
+            self._save.staged.wait()
+            self._stood(self._save, time.perf_counter() - started)
+
+    def _begin(self, progress: Progress) -> Save:
+        """Everything about a save that has to be settled at this step."""
+        self._saves += 1
+        aside = archive.aside_path(self._directory, progress.step, self._saves)
+        state, staging = self._engine.state_dict(), self._staging
+        ready = None if staging is None else staging.ready()
+        started = time.monotonic()
         fields = {
             "step": progress.step,
             "tokens": progress.tokens,
             "facts": self._facts,
             "journal": {} if self._journal is None else self._journal.to_plain(),
-            "carried": dict(self._carried()),
+            "carried": dict(self._carried()) if _rank() == 0 else {},
+            "scores": dict(self.scores(progress.step)),
             "world_size": _world_size(),
             "torch": torch.__version__,
         }
 
-        def finish() -> None:
-            archive.commit(aside, fields, files)
-            archive.retire(self._directory, self._config.keep_last, progress.step)
+        def write(save: Save) -> Digests:
+            if staging is not None:
+                staging.copy(state, ready)
+                save.staged.set()
+            return self._write(aside, state, staging)
 
-        return _problem_of_first_rank(finish)
+        def commit(save: Save, files: Digests) -> None:
+            self._commit(save, aside, fields, files)
+            logger.info(
+                "saved step %d in %.2f s, training stood still for %.2f s of them",
+                save.step, time.monotonic() - started, save.stalled_s,
+            )  # fmt: skip
+
+        return Save(
+            progress.step, aside, _rank(), _world_size(),
+            write=write, commit=commit if _rank() == 0 else None,
+        )  # fmt: skip
+
+    def _write(self, aside: Path, state: Mapping[str, Tensor], staging: Staging | None) -> Digests:
+        """Write this rank's files, from the copies or from the state itself."""
+        if self._file is None:
+            raise RuntimeError("prepare() comes before a save")
+        pieces = self._file.pieces
+        values = staging.values if staging else (piece.on_host(state) for piece in pieces)
+        aside.mkdir(parents=True, exist_ok=True)
+        files = {self._file.name: tensor_files.write(aside / self._file.name, pieces, values)}
+        if self._index:
+            files[INDEX] = tensor_files.write_bytes(aside / INDEX, [self._index])
+        return files
+
+    def _commit(self, save: Save, aside: Path, fields: Mapping[str, Any], files: Digests) -> None:
+        path = archive.commit(aside, fields, files)
+        busy = () if self._mirror is None else self._mirror.start(path)
+        retire(self._directory, Keep.of(self._config), save.step, busy)
+
+    def _say_if_waiting(self) -> None:
+        if self._save is not None and not self._save.done.is_set() and _rank() == 0:
+            logger.warning(
+                "the save of step %d is still being written: training waits for it; raise "
+                "checkpoint.every_steps=%d, or save to a faster disk",
+                self._save.step, self._config.every_steps,
+            )  # fmt: skip
+
+    def _settle(self) -> bool:
+        """Wait for the save in flight and agree on its outcome; whether the last one is on disk."""
+        save, self._save = self._save, None
+        if save is not None:
+            save.written.wait()
+            if _rank() > 0:
+                save.done.wait()
+            save.give(_gather(save.part))
+            save.done.wait()
+            self._failed = _share(save.problem) is not None
+            self._saved_step = self._saved_step if self._failed else save.step
+        return not self._failed
+
+    def _stood(self, save: Save, seconds: float) -> None:
+        save.stalled_s += seconds
+        self.stalled_s += seconds
 
     def _check_facts(self, found: archive.Checkpoint) -> None:
         """Refuse to go on with other data; names each fact that changed and is not accepted."""
@@ -181,36 +348,30 @@ class Checkpoints:
             )
 
 
-class _Writer(FileSystemWriter):
-    """Names the cause of a failed write: torch's serialization hides it behind its own error."""
-
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write this rank's part; raises the OSError that stopped it."""
-        try:
-            return super().write_data(plan, planner)
-        except Exception as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, OSError):
-                cause = cause.__cause__ or cause.__context__
-            raise OSError(str(cause or error)) from error
-
-
 def load_model_weights(path: Path) -> dict[str, Tensor]:
     """Full model weights by parameter name, on CPU, of a run folder's newest good checkpoint.
 
     ``path`` may also be one checkpoint folder. Needs no process group. Raises CheckpointError.
     """
-    found = archive.locate(path)
-    reader = FileSystemReader(found.path)
+    state = load_tensors(archive.locate(path).path, MODEL_PREFIX)
+    return {name.removeprefix(MODEL_PREFIX): tensor for name, tensor in state.items()}
+
+
+def load_tensors(folder: Path, prefix: str = "") -> dict[str, Tensor]:
+    """Whole tensors by schema name, on CPU, of one checkpoint folder; checksums are not looked at.
+
+    ``prefix`` chooses those whose names begin so.
+    """
+    reader = FileSystemReader(folder)
     stored = reader.read_metadata().state_dict_metadata
     state = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in stored.items()
-        if name.startswith(MODEL_PREFIX) and isinstance(entry, TensorStorageMetadata)
+        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
     }
-    with _one_process_is_fine():
+    with one_process_is_fine():
         load(state, storage_reader=reader, no_dist=True)
-    return {name.removeprefix(MODEL_PREFIX): tensor for name, tensor in state.items()}
+    return state
 
 
 def _check_schema(path: Path, reader: FileSystemReader, state: Mapping[str, Tensor]) -> None:
@@ -234,26 +395,15 @@ def _check_schema(path: Path, reader: FileSystemReader, state: Mapping[str, Tens
         )
 
 
-def _own_files(folder: Path) -> list[str]:
-    """Names of the files this rank wrote; the first rank also owns the index."""
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    own = [path.name for path in folder.glob(f"__{rank}_*")]
-    return [*own, ".metadata"] if rank == 0 else own
-
-
-def _digests_or_problem(aside: Path) -> dict[str, dict[str, Any]] | str:
-    """Checksums of what this rank wrote, or why they cannot be had; raises nothing."""
-    try:
-        return archive.digests(aside, _own_files(aside))
-    except OSError as error:
-        return str(error)
-
-
 def _cause(error: CheckpointException) -> str:
     """One line from the first failure of a collective save or load."""
     rank, (exception, _) = min(error.failures.items())
     text = str(exception).strip() or type(exception).__name__
     return f"rank {rank}: {text.splitlines()[0]}"
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def _world_size() -> int:
@@ -269,7 +419,7 @@ def _gather(value: T) -> list[T]:
     return values
 
 
-def _from_first_rank(compute: Callable[[], T]) -> T:
+def from_first_rank(compute: Callable[[], T]) -> T:
     """Compute on rank 0 and give the value, or its CheckpointError, to every rank."""
     box: list[Any] = [None, None]
     if not dist.is_initialized() or dist.get_rank() == 0:
@@ -286,21 +436,32 @@ def _from_first_rank(compute: Callable[[], T]) -> T:
     return result
 
 
-def _problem_of_first_rank(act: Callable[[], object]) -> str | None:
-    """Act on rank 0; returns on every rank what went wrong there, None where nothing did."""
+def _gather_at_first(value: T) -> list[T] | None:
+    """``value`` of every rank on the first, in rank order; None on the others."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, values, dst=0)
+    return values
 
-    def attempt() -> str | None:
-        try:
-            act()
-        except (OSError, CheckpointError) as error:
-            return str(error)
-        return None
 
-    return _from_first_rank(attempt)
+def _scatter(values: list[T] | None) -> T:
+    """Give every rank its own of the values that the first holds."""
+    if values is not None and not dist.is_initialized():
+        return values[0]
+    box: list[Any] = [None]
+    dist.scatter_object_list(box, values, src=0)
+    found: T = box[0]
+    return found
+
+
+def _share(value: T) -> T:
+    """The first rank's ``value``, on every rank."""
+    return from_first_rank(lambda: value)
 
 
 @contextmanager
-def _one_process_is_fine() -> Iterator[None]:
+def one_process_is_fine() -> Iterator[None]:
     """Silence torch's warning that a run of one process has no process group."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")

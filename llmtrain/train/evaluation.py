@@ -43,6 +43,12 @@ class Evaluation:
         self._device = device
         self._every_steps = every_steps
         self._report = report
+        self._measured: tuple[int, dict[str, float]] = (-1, {})
+
+    def scores(self, step: int) -> dict[str, float]:
+        """Held-out loss of all sources, and of each, where it was measured at ``step``."""
+        measured, found = self._measured
+        return found if measured == step else {}
 
     def after_step(self, progress: Progress, result: StepResult) -> None:
         """Evaluate where it is due."""
@@ -51,6 +57,7 @@ class Evaluation:
         result.applied.item()  # the training steps before are not evaluation time
         started = time.perf_counter()
         fields = self.run()
+        self._measured = (progress.step, _scores(fields))
         if self._report is not None:
             self._report(fields, time.perf_counter() - started)
 
@@ -62,3 +69,14 @@ class Evaluation:
                 sums[name] = sums[name] + value if name in sums else value
         lists = {name: value.tolist() for name, value in sums.items()}
         return per_source(self._batches.source_names, lists, prefix="validation_")
+
+
+def _scores(fields: Mapping[str, Any]) -> dict[str, float]:
+    """The losses of ``run`` by name, and their mean over all targets."""
+    losses, counts = fields["validation_loss"], fields["validation_tokens"]
+    known = {name: loss for name, loss in losses.items() if loss is not None}
+    total = sum(counts[name] for name in known)
+    if not total:
+        return {}
+    mean = sum(loss * counts[name] for name, loss in known.items()) / total
+    return {"validation_loss": mean, **{f"validation_loss/{n}": x for n, x in known.items()}}

@@ -10,7 +10,7 @@ the device.
     copies = Copies(world.device)
     batches = Feed(Batches(plan, ..., finish=copies.start), copies)
     batches.at(0)
-    batches.waited_s      # seconds the loop waited for batches
+    batches.waited_s      # seconds the loop waited for batches since the start
 """
 
 import time
@@ -30,6 +30,11 @@ class Copies:
         self._side: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether batches are copied to a GPU."""
+        return self._side is not None
 
     def start(self, batch: StepBatch) -> StepBatch:
         """Begin the copy of a batch; in any thread. ``finish`` it before use."""
@@ -58,12 +63,22 @@ class Feed:
         self._source = source
         self._copies = copies
         self.waited_s = 0.0
-        """Seconds waited since the counter was last set to 0."""
+        """Seconds waited so far."""
+        self.asked_s = 0.0
+        """When the last batch was asked for, on the clock of ``busy_s``."""
 
     def at(self, step: int) -> StepBatch:
         """The batch of ``step`` from the source, on the device."""
+        self.asked_s = self.busy_s()
         started = time.perf_counter()
         with scope(DATA):
             batch = self._copies.finish(self._source.at(step))
         self.waited_s += time.perf_counter() - started
         return batch
+
+    def busy_s(self) -> float:
+        """Read the clock that tells what this rank does itself.
+
+        On the CPU that is processor time; a GPU keeps its host waiting, so there it is wall-clock.
+        """
+        return time.perf_counter() if self._copies.on_gpu else time.process_time()

@@ -30,12 +30,24 @@ class BatchSource(Protocol):
 class Saver(Protocol):
     """Keeps what a run can go on from."""
 
+    @property
+    def stalled_s(self) -> float:
+        """Seconds that training has stood still for saves, those before an update included."""
+        ...
+
     def due(self, progress: Progress) -> bool:
         """Whether to save after this step."""
         ...
 
     def save(self, progress: Progress) -> bool:
-        """Save; False where that failed, which is said already."""
+        """Save, perhaps behind the steps that follow; False where this or the one before failed.
+
+        That is said already.
+        """
+        ...
+
+    def wait(self) -> bool:
+        """Wait for a save in flight; whether the last one that was asked for is on disk."""
         ...
 
 
@@ -58,7 +70,6 @@ def train(
     hooks: Sequence[Hook] = (),
 ) -> ExitReason:
     """Run steps until ``progress`` is finished or the ranks agree to stop; says why it ended."""
-    saved = True
     while not progress.finished and not guard.stop_requested():
         rate = schedule(progress.next_tokens)
         result = engine.train_step(batches.at(progress.step), rate, guard.limits)
@@ -67,12 +78,12 @@ def train(
         for hook in hooks:
             hook.after_step(progress, result)
         if guard.reason is None and checkpoints.due(progress):
-            saved = checkpoints.save(progress)
+            checkpoints.save(progress)
     if guard.reason is ExitReason.PREEMPTED:
-        saved = checkpoints.save(progress)
+        checkpoints.save(progress)
     elif guard.reason is not None:
         return guard.reason
-    if not saved:
+    if not checkpoints.wait():
         return ExitReason.SAVE_FAILED
     return guard.reason or progress.end_reason
 

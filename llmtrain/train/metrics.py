@@ -20,7 +20,8 @@ from torch import Tensor
 
 from llmtrain.config.model import ModelConfig
 from llmtrain.engine.protocol import StepResult
-from llmtrain.planner.flops import CONVENTION, flops_per_token, peak_tflops
+from llmtrain.planner.devices import peak_tflops
+from llmtrain.planner.flops import CONVENTION, flops_per_token
 from llmtrain.train.feed import Feed
 from llmtrain.train.progress import Progress
 from llmtrain.train.schedule import Schedule
@@ -123,8 +124,12 @@ class Metrics:
         batches: Feed,
         batch_hash: Callable[[int], str],
         every_steps: int,
+        more: Sequence[Callable[[Progress, StepResult], Row]] = (),
     ) -> None:
-        """Report to ``sinks`` every ``every_steps`` steps and after the last one."""
+        """Report to ``sinks`` every ``every_steps`` steps and after the last one.
+
+        ``more`` gives further fields of a row, asked for when the row is made.
+        """
         self._sinks = sinks
         self._meter = meter
         self._schedule = schedule
@@ -132,6 +137,8 @@ class Metrics:
         self._batches = batches
         self._batch_hash = batch_hash
         self._every_steps = every_steps
+        self._more = tuple(more)
+        self._waited_s = batches.waited_s
         self._interval = _Interval(time.perf_counter())
 
     def add(self, fields: Mapping[str, Any], took_s: float) -> None:
@@ -147,6 +154,8 @@ class Metrics:
         if not due:
             return
         row = self._row(progress, interval)
+        for fields in self._more:
+            row.update(fields(progress, result))
         for sink in self._sinks:
             sink.write(row)
         self._interval = _Interval(time.perf_counter())
@@ -157,8 +166,8 @@ class Metrics:
         grad_norm = interval.grad_norm.item() if interval.grad_norm is not None else None
         now = time.perf_counter()
         step_time_s = (now - interval.started - interval.paused_s) / interval.num_steps
-        data_wait_s = self._batches.waited_s / interval.num_steps
-        self._batches.waited_s = 0.0
+        data_wait_s = (self._batches.waited_s - self._waited_s) / interval.num_steps
+        self._waited_s = self._batches.waited_s
         tokens = progress.last_tokens(interval.num_steps)
         took_s = step_time_s * interval.num_steps
         return {

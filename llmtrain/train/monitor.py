@@ -1,7 +1,7 @@
-"""Where rows of metrics go: metrics.jsonl, the console and Weights & Biases.
+"""Where rows of metrics go first: metrics.jsonl and the console.
 
-Every sink is a context manager and takes the rows of one rank alone. A resumed run goes on where
-its checkpoint was: rows after it are cut, the W&B id is the first one.
+Every sink takes the rows of one rank alone. A resumed run goes on where its checkpoint was: rows
+after it are cut.
 
     with JsonLines(run.metrics_jsonl, after_step=20) as lines:
         lines.write({"step": 21, "loss": 3.2})
@@ -20,6 +20,9 @@ from tqdm import tqdm
 from llmtrain.train.metrics import Row
 
 logger = logging.getLogger(__name__)
+
+SLOW = 1.2
+"""Ratio of the slowest rank's step time to the median from which on it is named."""
 
 
 class JsonLines(AbstractContextManager["JsonLines"]):
@@ -76,21 +79,23 @@ def _line(row: Row) -> str:
 
 
 class Console(AbstractContextManager["Console"]):
-    """One line per row, and a progress bar below them on a terminal."""
+    """A line per row; on a terminal one line that is rewritten in place."""
 
     def __init__(self, num_steps: int, after_step: int, progress_bar: bool) -> None:
-        """Count from ``after_step`` to ``num_steps``; the bar is shown on a terminal only."""
+        """Count from ``after_step`` to ``num_steps``; the live line is shown on a terminal only."""
         self._num_steps = num_steps
         self._after_step = after_step
-        self._show_bar = progress_bar and sys.stderr.isatty()
+        self._is_live = progress_bar and sys.stderr.isatty()
         self._bar: Any = None
 
     def __enter__(self) -> "Console":
-        """Show the bar."""
-        if self._show_bar:
+        """Show the live line."""
+        if self._is_live:
             self._bar = tqdm(
-                total=self._num_steps, initial=self._after_step, unit="step", dynamic_ncols=True
-            )
+                total=self._num_steps, initial=self._after_step, dynamic_ncols=True,
+                bar_format="{percentage:3.0f}%|{bar:10}| {desc}",
+            )  # fmt: skip
+            self._bar.set_description_str(f"step {self._after_step}/{self._num_steps}")
         return self
 
     def __exit__(
@@ -99,15 +104,17 @@ class Console(AbstractContextManager["Console"]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Leave the bar as it stands."""
+        """Leave the live line as it stands."""
         if self._bar is not None:
             self._bar.close()
 
     def write(self, row: Row) -> None:
-        """Print the line and move the bar."""
-        logger.info("%s", console_line(row))
+        """Print the line, or put it in the place of the one before; the log file has every one."""
+        line = console_line(row)
+        logger.info("%s", line, extra={"file_only": self._bar is not None})
         if self._bar is not None:
             self._bar.update(row["step"] - self._bar.n)
+            self._bar.set_description_str(line)
 
 
 def console_line(row: Row) -> str:
@@ -121,10 +128,18 @@ def console_line(row: Row) -> str:
         f"{row['tokens_per_s']:,.0f} tokens/s",
         f"MFU {row['mfu']:.1%}" if row["mfu"] is not None else "",
         f"skipped {row['skipped_steps']}" if row["skipped_steps"] else "",
+        _slowest(row.get("rank_step_time_s")),
         *(f"held-out {n} {v:.4f}" for n, v in row.get("validation_loss", {}).items()),
         f"{_clock(left_s)} left",
     ]
     return " | ".join(part for part in parts if part)
+
+
+def _slowest(times: Row | None) -> str:
+    """Name the slowest rank where it is far behind the others."""
+    if times is None or times["max"] <= SLOW * times["median"]:
+        return ""
+    return f"rank {times['slowest_rank']} is {times['max'] / times['median']:.1f} x slower"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from llmtrain.config.training import OptimizerConfig
+from llmtrain.engine.protocol import LR_MULTIPLIER
 from llmtrain.model.parameters import ParameterInfo
 from llmtrain.parallel.matrices import MatrixMap
 from llmtrain.train.gate import Gate, state_of
@@ -127,7 +128,14 @@ class Muon(torch.optim.Optimizer):
             matrix_map: applies Newton-Schulz to whole matrices.
             config: rate, decay, momentum, iterations.
         """
-        own = {"params": [p for _, p in matrices], "weight_decay": config.weight_decay}
+        # muP: the spectral norm of an orthogonal matrix times UPDATE_RMS sqrt(size) grows with the
+        # root of the width, AdamW's with the width
+        width = math.sqrt(matrices[0][0].width_multiplier) if matrices else 1.0
+        own = {
+            "params": [p for _, p in matrices],
+            "weight_decay": config.weight_decay * width,
+            LR_MULTIPLIER: 1.0 / width,
+        }
         others = [] if rest is None else rest.param_groups
         # a pipeline stage without blocks has no matrix
         super().__init__([own, *others] if matrices else others, {"lr": config.lr})

@@ -6,7 +6,7 @@ updates per parameter in ``state[parameter]["step"]``; other states have the par
 
     factory = optimizer_factory(OptimizerConfig(lr=1e-3), seed=0)
     optimizer = factory([(info, parameter), ...], matrix_map(owned, world), regions)
-    # the engine sets group["lr"] before each step
+    set_learning_rate(optimizer, lr=1e-3)    # the engine, before each step (engine/step.py)
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from llmtrain.config.training import OptimizerConfig
-from llmtrain.engine.protocol import OptimizerFactory
+from llmtrain.engine.protocol import LR_MULTIPLIER, OptimizerFactory
 from llmtrain.errors import ConfigError
 from llmtrain.model.parameters import ParameterInfo
 from llmtrain.parallel.matrices import MatrixMap
@@ -134,15 +134,24 @@ def is_block_matrix(info: ParameterInfo) -> bool:
 
 
 def parameter_groups(config: OptimizerConfig, parameters: NamedParameters) -> list[dict[str, Any]]:
-    """Split trainable parameters into a decaying and a non-decaying group, in table order.
+    """Split trainable parameters into decaying groups and one that does not, in table order.
 
-    A tied parameter appears once, under the name it is tied to; an empty group is left out.
+    A tied parameter appears once, under the name it is tied to; an empty group is left out. Under
+    muP (model/mup.py) the matrices of the blocks are a group of their own: their rate falls with
+    the width, and what a step decays, rate times ``weight_decay``, stays.
     """
     trained = _trainable(parameters)
+    widths = dict.fromkeys(info.width_multiplier for info, _ in trained if info.decay)
     groups = [
-        {"params": [p for info, p in trained if info.decay], "weight_decay": config.weight_decay},
-        {"params": [p for info, p in trained if not info.decay], "weight_decay": 0.0},
+        {
+            "params": [p for info, p in trained if info.decay and info.width_multiplier == width],
+            "weight_decay": config.weight_decay * width,
+            LR_MULTIPLIER: 1.0 / width,
+        }
+        for width in widths
     ]
+    rest = [p for info, p in trained if not info.decay]
+    groups.append({"params": rest, "weight_decay": 0.0, LR_MULTIPLIER: 1.0})
     return [group for group in groups if group["params"]]
 
 

@@ -43,7 +43,10 @@ class RunJournal:
         """Write the journal into the run folder, unless it is empty and none is there."""
         journal = self._plan.journal
         if self._path is not None and (journal != Journal() or self._path.exists()):
-            write_json(self._path, journal.to_plain())
+            try:
+                write_json(self._path, journal.to_plain())
+            except OSError as error:  # the checkpoint has it too
+                logger.error("%s was not written (%s); make room", self._path, error.strerror)
 
     def resume(self, plain: Mapping[str, Any], step: int, changed: Sequence[str]) -> list[str]:
         """Take over the journal of a checkpoint of ``step``; returns why that may not be.

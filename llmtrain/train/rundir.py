@@ -90,6 +90,21 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def events_jsonl(self) -> Path:
+        """What happened beside the numbers, over all starts (see events.py)."""
+        return self.path / "events.jsonl"
+
+    @property
+    def environment_jsonl(self) -> Path:
+        """Code, versions, machines and data of every start (see provenance.py)."""
+        return self.path / "environment.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"

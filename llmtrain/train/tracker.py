@@ -1,24 +1,32 @@
-"""Weights & Biases: the same run id for the life of a run, offline unless logged in.
+"""Weights & Biases: one run with one history for the life of a run, offline unless logged in.
 
-``train_step`` is the x axis of every chart. wandb is optional: asked for and missing is an error
-with the command to install it; not asked for and missing is one log line.
+``metrics.jsonl`` is the truth and W&B a reader of it. wandb 0.31 cannot resume an offline run: each
+process leaves a record of its own under the same id, and ``wandb sync`` of one replaces what it
+uploaded of another. So every start first logs again all rows the record does not have: a new
+offline record holds the history from step 1 on, and older records move to ``wandb/superseded``,
+where ``wandb sync RUN/wandb`` does not look. Online the server keeps the first row of a step.
+
+wandb is optional: asked for and missing is an error with the command to install it; not asked for
+and missing is one log line.
 
     with wandb_sink(config.monitor, run, plain_config) as tracker:   # None where it is off
+        tracker.catch_up(read_rows(run.metrics_jsonl))
         tracker.write(row)
 """
 
 import importlib.util
 import logging
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 from llmtrain.config.training import MonitorConfig
 from llmtrain.errors import ConfigError
-from llmtrain.train.metrics import Row, Sink
-from llmtrain.train.monitor import Console, JsonLines
-from llmtrain.train.progress import Progress
+from llmtrain.train.events import Kind
+from llmtrain.train.metrics import Row
 from llmtrain.train.rundir import RunDirectory
 
 Mode = Literal["online", "offline", "disabled"]
@@ -26,6 +34,16 @@ Mode = Literal["online", "offline", "disabled"]
 logger = logging.getLogger(__name__)
 
 INSTALL = "pip install 'wandb>=0.31'"
+ALERTS: dict[Kind, str] = {
+    "spike": "WARN", "hang": "ERROR", "out_of_memory": "ERROR", "save_failed": "ERROR",
+}  # fmt: skip
+"""Events that alert, and how grave they are to W&B."""
+SUPERSEDED = "superseded"
+"""Folder of offline records whose rows a later one holds."""
+FILES = "llmtrain"
+"""Folder of our files among those of the W&B run."""
+_FLUSH_S = 2.0
+_NO_NUMBERS = ("step", "num_steps", "time")
 
 
 def check_installed(config: MonitorConfig) -> None:
@@ -52,20 +70,46 @@ def choose_mode(config: MonitorConfig) -> tuple[Mode, str]:
 
 
 class Tracker:
-    """Sends rows to one W&B run."""
+    """Sends rows, events and files to one W&B run."""
 
     def __init__(self, run: Any) -> None:
         """Take the run that ``wandb.init`` gave."""
         self._run = run
+        self._first_step = run.starting_step
         run.define_metric("train_step")
+        run.define_metric("attempt", step_metric="train_step")
         run.define_metric("*", step_metric="train_step")
 
-    def write(self, row: Row) -> None:
-        """Log one row; numbers by source become ``source_loss/NAME``.
+    def catch_up(self, rows: Iterable[Row]) -> None:
+        """Log the rows of the run so far that its record lacks."""
+        for row in rows:
+            self.write(row)
 
-        A step that is run again after a resume is the same step: W&B keeps the first row of it.
+    def write(self, row: Row) -> None:
+        """Log one row; numbers by source, layer or rank become ``source_loss/NAME`` and so on.
+
+        A step that the record has already is left out: of steps run again the first row stays.
         """
-        self._run.log(flat(row), step=row["step"])
+        if row["step"] >= self._first_step:
+            self._run.log({**flat(row), "_timestamp": row["time"]}, step=row["step"])
+
+    def alert(self, kind: Kind, text: str) -> None:
+        """Alert of an event, where it is one to alert of."""
+        if kind in ALERTS:
+            name = f"{self._run.name}: {kind.replace('_', ' ')}"
+            self._run.alert(title=name, text=text, level=ALERTS[kind])
+
+    def describe(self, found: Mapping[str, Any], *files: Path) -> None:
+        """Put what the run is made of into its config, and copies of ``files`` beside it.
+
+        Copies, because W&B would link them, and writes files of its own through such links.
+        """
+        self._run.config.update({"provenance": dict(found)}, allow_val_change=True)
+        for file in files:
+            kept = Path(self._run.dir) / FILES / file.name
+            kept.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, kept)
+            self._run.save(str(kept), base_path=self._run.dir, policy="now")
 
 
 def flat(row: Row) -> dict[str, float]:
@@ -74,7 +118,7 @@ def flat(row: Row) -> dict[str, float]:
     for name, value in row.items():
         parts = value if isinstance(value, Mapping) else {None: value}
         for part, number in parts.items():
-            if isinstance(number, int | float) and name not in ("step", "num_steps", "time"):
+            if isinstance(number, int | float) and name not in _NO_NUMBERS:
                 numbers[name if part is None else f"{name}/{part}"] = number
     return numbers
 
@@ -92,7 +136,8 @@ def wandb_sink(
         logger.info("Weights & Biases: off (%s)", why)
         yield None
         return
-    record = run.record(wandb_id=secrets.token_hex(4))
+    record = run.record(wandb_id=_given_id() or secrets.token_hex(4))
+    _set_aside(run.path / "wandb")
     opened = _open(config, run, record, plain_config, mode)
     logger.info(
         "Weights & Biases: run %s, %s (%s)%s",
@@ -107,20 +152,28 @@ def wandb_sink(
         opened.finish(exit_code=status)
 
 
-def open_sinks(
-    stack: ExitStack,
-    config: MonitorConfig,
-    run: RunDirectory,
-    progress: Progress,
-    plain_config: Mapping[str, Any],
-) -> list[Sink]:
-    """Open all sinks of a run on ``stack``: metrics.jsonl first, then the console, then W&B."""
-    tracker = stack.enter_context(wandb_sink(config, run, plain_config))
-    sinks: list[Sink] = [
-        stack.enter_context(JsonLines(run.metrics_jsonl, progress.step)),
-        stack.enter_context(Console(progress.num_steps, progress.step, config.progress_bar)),
-    ]
-    return sinks if tracker is None else [*sinks, tracker]
+def _set_aside(folder: Path) -> None:
+    """Move the offline records of earlier starts to where ``wandb sync`` does not find them."""
+    for old in sorted(folder.glob("offline-run-*")):
+        kept = folder / SUPERSEDED / old.name
+        kept.parent.mkdir(exist_ok=True)
+        old.rename(kept)
+
+
+def _given_id() -> str | None:
+    """Id that a sweep agent of W&B has given this run (WANDB_RUN_ID)."""
+    import wandb
+
+    given: str | None = wandb.setup(wandb.Settings(silent=True)).settings.run_id
+    return given
+
+
+def _group(config: MonitorConfig, run: RunDirectory) -> str | None:
+    """Group of a run: as configured, else the sweep it is a trial of."""
+    sweep = run.path.resolve().parent
+    if config.wandb_group is None and (sweep / "sweep.json").exists():
+        return sweep.name
+    return config.wandb_group
 
 
 def _open(
@@ -135,15 +188,19 @@ def _open(
     def start(mode: Mode) -> Any:
         return wandb.init(
             project=config.wandb_project,
-            group=config.wandb_group,
+            group=_group(config, run),
+            job_type="train",
             name=record.get("name", run.path.name),
             id=record["wandb_id"],
             resume="allow" if mode == "online" else None,
             dir=run.path,
             config=dict(plain_config),
             mode=mode,
-            settings=wandb.Settings(silent=True, console="off", init_timeout=30),
-        )
+            settings=wandb.Settings(
+                silent=True, console="off", init_timeout=30,
+                x_transaction_log_flush_interval=_FLUSH_S,  # what a killed process may lose
+            ),
+        )  # fmt: skip
 
     if mode == "offline":
         return start("offline")

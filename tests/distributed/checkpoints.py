@@ -1,8 +1,10 @@
 """Bodies that ranks run in the tests of checkpoints."""
 
 import resource
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,12 +12,15 @@ from torch import Tensor
 from llmtrain.config.engine import EngineConfig
 from llmtrain.config.parallel import ParallelConfig
 from llmtrain.config.ramp import StepSchedule
+from llmtrain.config.run import RunConfig
 from llmtrain.config.training import CheckpointConfig
 from llmtrain.errors import CheckpointError
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import Place
 from llmtrain.train.checkpoint import Checkpoints
 from llmtrain.train.progress import Progress
+from llmtrain.train.staging import Staging
+from tests.distributed.rig import digest, rig_in
 
 
 class Part:
@@ -45,12 +50,13 @@ def full_disk_on_one_rank(place: Place, folder: str) -> tuple[bool, bool, bool, 
         part = Part(place.rank, value=1.0)
         checkpoints = make(folder, part)
         progress = Progress(num_steps=100, steps=StepSchedule(8, 8), step=1)
-        first = checkpoints.save(progress)
+        first = checkpoints.save(progress) and checkpoints.wait()
         progress.step = 2
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         if place.rank == 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))
-        second = checkpoints.save(progress)
+        checkpoints.save(progress)
+        second = checkpoints.wait()
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         fresh = Part(place.rank, value=7.0)
         restored = make(folder, fresh).restore(progress)
@@ -68,3 +74,66 @@ def restore_damaged(place: Place, folder: str) -> str:
         except CheckpointError as error:
             return str(error)
     return ""
+
+
+def slowly(self: Staging, *arguments: Any) -> None:
+    """Copy late, so that a step that did not wait would change the state before."""
+    time.sleep(0.6)
+    COPY(self, *arguments)
+
+
+COPY = Staging.copy
+SAVED = 2
+NEXT = range(SAVED, SAVED + 3)
+
+
+def resume_while_training(
+    place: Place, config: RunConfig, folder: str
+) -> tuple[bool, list[float], list[float], bool]:
+    """Save behind three more steps; then restore elsewhere and take the same steps."""
+    steps = StepSchedule(8, 8)
+    with World(config.parallel, config.engine, place) as world:
+        with rig_in(world, config) as r:
+            r.train(range(SAVED))
+            checkpoints = Checkpoints(Path(folder), CheckpointConfig(), r.engine, facts={})
+            Staging.copy = slowly  # type: ignore[method-assign]
+            try:
+                checkpoints.save(Progress(num_steps=100, steps=steps, step=SAVED))
+                losses = r.train(NEXT)
+                saved = checkpoints.wait()
+            finally:
+                Staging.copy = COPY  # type: ignore[method-assign]
+            expected = digest(r.engine.full_parameters())
+        with rig_in(world, config) as r:
+            Checkpoints(Path(folder), CheckpointConfig(), r.engine, facts={}).restore(
+                Progress(num_steps=100, steps=steps)
+            )
+            again = r.train(NEXT)
+            same = digest(r.engine.full_parameters()) == expected
+    return saved, losses, again, same
+
+
+def save_for_ever(place: Place, folder: str) -> None:
+    """Save step after step until killed."""
+    torch.set_num_threads(1)
+    with World(ParallelConfig(dp_replicate=place.world_size), EngineConfig(), place):
+        part = Part(place.rank, value=0.0)
+        part.tensors[f"model.layer{place.rank}.weight"] = torch.zeros(512, 512)
+        checkpoints = Checkpoints(Path(folder), CheckpointConfig(keep_last=2), part, facts={})
+        checkpoints.restore(progress := Progress(num_steps=10**9, steps=StepSchedule(8, 8)))
+        while True:
+            progress.step += 1
+            for tensor in part.tensors.values():
+                tensor.fill_(progress.step)
+            checkpoints.save(progress)
+
+
+def restored_values(place: Place, folder: str) -> tuple[int, set[float], list[str]]:
+    """Step and values of what is restored, and what is left of saves that were not finished."""
+    with World(ParallelConfig(dp_replicate=place.world_size), EngineConfig(), place):
+        part = Part(place.rank, value=-1.0)
+        part.tensors[f"model.layer{place.rank}.weight"] = torch.zeros(512, 512)
+        checkpoints = Checkpoints(Path(folder), CheckpointConfig(), part, facts={})
+        checkpoints.restore(progress := Progress(num_steps=10**9, steps=StepSchedule(8, 8)))
+        values = {value for t in part.tensors.values() for value in t.unique().tolist()}
+    return progress.step, values, sorted(path.name for path in Path(folder).glob(".*"))

@@ -33,6 +33,8 @@ MODEL = ModelConfig(
 MODELS = {
     "base": MODEL,
     "tied": replace(MODEL, tie_word_embeddings=True),
+    "mup": replace(MODEL, mup_base_width=5),
+    "mup tied": replace(MODEL, mup_base_width=5, tie_word_embeddings=True),
     "window": replace(
         MODEL,
         qk_norm=False,
@@ -40,6 +42,7 @@ MODELS = {
         sliding_window=5,
         rope_scaling=Llama3RopeScaling(factor=8.0, original_max_position_embeddings=16),
     ),
+    "glm": replace(MODEL, qk_norm=False, post_norms=True, partial_rotary_factor=0.5),
 }
 """Variants by name."""
 
@@ -145,6 +148,7 @@ ONE_AXIS = (
     native("dp2 after", dp_replicate=2, replica_sum="after"),
     native("fsdp2", dp_shard=2),
     native("fsdp2 keep", dp_shard=2, reshard_after_forward=False),
+    native("fsdp2 reduce every", dp_shard=2, reduce_every_microbatch=True),
     native("fsdp4", dp_shard=4),
     native("tp2", tp=2),
     native("tp4", tp=4),
@@ -164,6 +168,7 @@ ONE_AXIS = (
 
 TWO_AXES = (
     native("dp2 fsdp2", dp_replicate=2, dp_shard=2),
+    native("dp2 fsdp2 reduce every", dp_replicate=2, dp_shard=2, reduce_every_microbatch=True),
     native("pp2 dp2", pp=2, dp_replicate=2),
     native("pp2 fsdp2", pp=2, dp_shard=2),
     native("pp2 fsdp2 dualpipev", pp=2, dp_shard=2, schedule="dualpipev"),
@@ -216,8 +221,11 @@ VARIANTS = (
     native("muon fsdp2 tp2", steps=FEW_STEPS, optimizer="muon", dp_shard=2, tp=2),
     native("muon pp2 dp2", steps=FEW_STEPS, optimizer="muon", pp=2, dp_replicate=2),
     native("lion cp2 tp2", steps=FEW_STEPS, optimizer="lion", cp=2, tp=2),
+    native("mup tied pp2 1f1b", steps=FEW_STEPS, model="mup tied", pp=2),
+    native("mup muon tp2", steps=FEW_STEPS, model="mup", optimizer="muon", tp=2),
+    native("glm tp2", steps=FEW_STEPS, model="glm", tp=2),
 )
-"""Tied embeddings, other attention, recomputation, offload, optimizers; few steps suffice."""
+"""Tied embeddings, other attention, recomputation, offload, optimizers, muP; few steps suffice."""
 
 BF16 = (
     native("bf16 dp2", steps=FEW_STEPS, precision="bf16", dp_replicate=2),
@@ -238,6 +246,7 @@ DEEPSPEED = (
     zero(1, " pp2 dp2", pp=2, dp_shard=2),
     zero(1, " pp2 dp4", pp=2, dp_shard=4),
     zero(2, " tied dp2", model="tied", dp_shard=2),
+    zero(2, " mup dp2", model="mup", dp_shard=2),
     zero(2, " offload dp2", dp_shard=2, offload_optimizer=True),
     zero(3, " offload dp2", dp_shard=2, offload_optimizer=True, offload_parameters=True),
     zero(1, " lion dp2", optimizer="lion", dp_shard=2),
@@ -252,7 +261,7 @@ LAYOUTS: dict[str, Layout] = NATIVE | {row.name: row for row in (*DEEPSPEED, *BF
 
 TABLE_ONLY = frozenset(
     {
-        "dp2 after", "fsdp2 keep", "cp4 ring", "pp4 1f1b",
+        "dp2 after", "fsdp2 keep", "fsdp2 reduce every", "cp4 ring", "pp4 1f1b",
         "pp2 fsdp2 interleaved_zero_bubble", "pp2 dp2 tp2 dualpipev", "pp2 fsdp2 cp2 zbv",
         "pp2 cp2 all_gather", "pp2 tp2",
         "tied pp2 fsdp2 tp2", "window tp2", "recompute selective tp2", "recompute budget cp2",

@@ -1,6 +1,7 @@
-"""Measure every layout of the parity suite and write the worst figures into a page.
+"""Measure the layouts of the parity suite and write the worst figures into a page.
 
-python -m tests.distributed.parity_table docs/parallelism.md
+python -m tests.distributed.parity_table docs/parallelism.md                  # every layout
+python -m tests.distributed.parity_table docs/parallelism.md "fsdp2 tp2"      # these rows alone
 """
 
 import sys
@@ -50,27 +51,31 @@ def rows_of(text: str) -> list[list[str]]:
     ]
 
 
-def main(path: Path) -> int:
+def main(path: Path, names: Sequence[str]) -> int:
     """Measure, name what is out of tolerance, and write the page where nothing is."""
-    rows, failed = [], list[str]()
+    kept = {cells[0]: cells for cells in rows_of(path.read_text())}
+    rows, failed = dict[str, list[str]](), list[str]()
     with RankPool() as native, RankPool(DEEPSPEED, DEEPSPEED_ENVIRONMENT) as deepspeed:
         suite = Suite({"native": native, "deepspeed": deepspeed})
         for layout in LAYOUTS.values():
+            if names and layout.name not in names:
+                rows[layout.name] = kept[layout.name]
+                continue
             started = time.perf_counter()
             try:
                 figures = suite.measure(layout)
             except (RankError, RankTimeoutError) as error:
                 failed.append(f"{layout.name}: {error}")
             else:
-                rows.append(row(layout, figures))
+                rows[layout.name] = row(layout, figures)
                 failed += [f"{layout.name}: {', '.join(x)}" for x in [figures.beyond()] if x]
             print(f"{layout.name}: {time.perf_counter() - started:.1f} s", flush=True)
     if failed:
         print(*failed, sep="\n")
         return 1
-    path.write_text(page(path.read_text(), rows))
+    path.write_text(page(path.read_text(), list(rows.values())))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))

@@ -1,11 +1,22 @@
 """Ranks save, fail and refuse together."""
 
+import random
+import threading
 from pathlib import Path
+
+import pytest
 
 from llmtrain.train import archive
 from llmtrain.train.checkpoint import load_model_weights
-from tests.distributed.checkpoints import full_disk_on_one_rank, restore_damaged
-from tests.world import RankPool
+from tests.distributed.checkpoints import (
+    full_disk_on_one_rank,
+    restore_damaged,
+    restored_values,
+    resume_while_training,
+    save_for_ever,
+)
+from tests.distributed.layouts import LAYOUTS, SINGLE
+from tests.world import RankError, RankPool
 
 
 def test_a_disk_full_on_one_rank_fails_the_save_on_all_and_keeps_the_old(
@@ -26,3 +37,52 @@ def test_a_disk_full_on_one_rank_fails_the_save_on_all_and_keeps_the_old(
     messages = ranks.run(restore_damaged, str(folder), size=2)
     assert messages[0] == messages[1]
     assert "is whole" in messages[0]
+
+
+@pytest.mark.parametrize("name", [SINGLE.name, "pp2 1f1b", "fsdp2", "deepspeed zero2 dp2"])
+def test_saved_behind_the_training_it_goes_on_bit_by_bit(
+    ranks: RankPool, deepspeed_ranks: RankPool, tmp_path: Path, name: str
+) -> None:
+    layout = SINGLE if name == SINGLE.name else LAYOUTS[name]
+    pool = deepspeed_ranks if name.startswith("deepspeed") else ranks
+    folder = tmp_path / "checkpoints"
+    for saved, losses, again, same in pool.run(
+        resume_while_training, layout.config, str(folder), size=layout.size
+    ):
+        assert saved
+        assert losses == again
+        assert same
+
+
+def test_replicas_write_each_number_once(ranks: RankPool, tmp_path: Path) -> None:
+    written = {}
+    for name in (SINGLE.name, "dp2"):
+        layout = SINGLE if name == SINGLE.name else LAYOUTS[name]
+        folder = tmp_path / name.replace(" ", "-")
+        ranks.run(resume_while_training, layout.config, str(folder), size=layout.size)
+        files = archive.locate(folder).meta["files"]
+        written[name] = sum(r["bytes"] for n, r in files.items() if n.startswith("__"))
+        assert len([n for n in files if n.startswith("__")]) == layout.size
+    assert written["dp2"] == written[SINGLE.name]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_killed_at_any_moment_of_a_save_only_whole_checkpoints_are_left(
+    tmp_path: Path, size: int
+) -> None:
+    moments, folder = random.Random(size), tmp_path / "checkpoints"
+    reached = 0
+    with RankPool() as pool:
+        for _ in range(6):
+            killed = threading.Timer(moments.uniform(0.3, 1.0), pool.kill)
+            killed.start()
+            with pytest.raises((RankError, OSError)):
+                pool.run(save_for_ever, str(folder), size=size)
+            killed.join()
+            left = [archive.open_checkpoint(path).step for _, path in archive.scan(folder)]
+            for step, values, hidden in pool.run(restored_values, str(folder), size=size):
+                assert step == max(left, default=0) >= reached
+                assert values == {float(step)} or not left
+                assert hidden == []
+            reached = max(left, default=0)
+    assert reached > 0

@@ -158,6 +158,15 @@ def test_task_of_a_node_that_fails_runs_elsewhere(cluster: SlurmCluster, tmp_pat
 
 
 @needs_slurm
+def test_workers_are_elements_of_one_job_array(cluster: SlurmCluster, tmp_path: Path) -> None:
+    config = SlurmConfig(poll_s=0.3, hours=0.1, idle_s=20)
+    with SlurmExecutor(config, tmp_path / ".slurm", 2, 30.0) as live:
+        assert collect(live, [Task(str(i), square, {"x": i}) for i in range(2)]) == {"0": 0, "1": 1}
+        (script,) = live.queue.folder.glob("jobs/*submission.sh")
+        assert "#SBATCH --array=0-1%2" in script.read_text()
+
+
+@needs_slurm
 def test_what_slurm_refuses_is_one_sentence(cluster: SlurmCluster, tmp_path: Path) -> None:
     config = SlurmConfig(partition="nowhere")
     with (

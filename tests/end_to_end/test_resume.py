@@ -190,7 +190,7 @@ def test_alone_sigterm_saves_with_status_3_and_the_same_command_goes_on(place: W
     assert_same_state(place.run("alone-straight"), run, step + 3)
     assert losses(place.run("alone-straight")) == losses(run)
 
-    tracked = sorted(path.name for path in (run / "wandb").glob("offline-run-*"))
+    tracked = sorted(path.name for path in (run / "wandb").rglob("offline-run-*"))
     assert len(tracked) == 2
     assert len({name.rsplit("-", 1)[1] for name in tracked}) == 1
 

@@ -128,7 +128,7 @@ def test_a_config_dir_reaches_the_command(
     assert "num_tokens: 5000000000" in capsys.readouterr().out
 
 
-def test_multirun_runs_every_combination_and_returns_the_worst_status(
+def test_hydras_launcher_runs_every_combination_here_and_returns_the_worst_status(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     seen = []
@@ -141,7 +141,8 @@ def test_multirun_runs_every_combination_and_returns_the_worst_status(
         return len(seen) - 1
 
     monkeypatch.setattr(cli, "_call", entry)
-    status = main(["train", "-m", "experiment=demo", "optimizer.lr=1e-3,1e-4", "name=sweep"])
+    words = ["hydra/launcher=basic", "experiment=demo", "optimizer.lr=1e-3,1e-4", "name=sweep"]
+    status = main(["train", "-m", *words])
     assert status == 1
     assert [c.optimizer.lr for c in seen] == [1e-3, 1e-4]
     assert len({c.name for c in seen}) == 2
@@ -161,7 +162,7 @@ def test_a_job_that_is_asked_to_stop_stops_the_sweep(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(cli, "_call", entry)
     with pytest.raises(SystemExit) as ended:
-        main(["train", "-m", "experiment=demo", "optimizer.lr=1e-3,1e-4"])
+        main(["train", "-m", "hydra/launcher=basic", "experiment=demo", "optimizer.lr=1e-3,1e-4"])
     assert ended.value.code == cli.STOPPED
     assert len(seen) == 1
 

@@ -11,9 +11,9 @@ from llmtrain.config.commands import ReportConfig
 from llmtrain.config.load import load, write_yaml
 from llmtrain.config.run import RunConfig
 from llmtrain.errors import ConfigError
-from llmtrain.report.curves import _points, _smooth
 from llmtrain.report.page import main
 from llmtrain.report.record import read_run
+from llmtrain.report.series import Timeline, smooth
 
 
 def row(step):
@@ -91,11 +91,14 @@ def test_page_of_a_finished_run(run):
     assert "held out, 70% of a unigram" in page
     assert "25.00% seen" in page
     plots = json.loads(re.search(r'id="plots">(.*?)</script>', page)[1])
-    assert plots["loss"]["marks"] == [20]
+    assert plots["loss"]["marks"] == [[20, "resumed", False]]
     assert [s["name"] for s in plots["loss"]["series"]] == [
         "training", "running mean", "held out: web",
     ]  # fmt: skip
-    assert plots["loss"]["series"][0]["points"] == [[10, 7.9], [20, 7.8], [30, 7.7]]
+    assert plots["loss"]["axes"] == ["step", "tokens", "seconds of training"]
+    assert plots["loss"]["series"][0]["points"] == [
+        [10, 7.9, 10240, 5.0], [20, 7.8, 20480, 10.0], [30, 7.7, 30720, 15.0],
+    ]  # fmt: skip
     assert plots["norm"]["series"][0]["points"] == []
 
 
@@ -133,12 +136,59 @@ def test_missing_data_folder_is_said(run, tmp_path):
         read_run(run, tmp_path / "nowhere")
 
 
-def test_long_runs_are_thinned_to_means():
-    points = _points([{"step": i, "v": float(i % 2)} for i in range(1, 4001)], lambda r: r["v"])
-    assert len(points) == 1334
-    assert points[0] == [3, pytest.approx(2 / 3)]
-    assert points[-1][0] == 4000
-    assert _smooth([[1, 1.0], [2, 3.0]]) == [[1, 1.0], [2, 3.0]]
+def test_thinning_keeps_ends_and_every_spike():
+    rows = [{"step": i, "tokens": i, "step_time_s": 1.0} for i in range(1, 100_001)]
+    values = [2.0] * len(rows)
+    values[54_321], values[77_777] = 40.0, -3.0
+    values[10] = None
+    points = Timeline(rows).points(values)
+    assert len(points) <= 1502
+    assert [point[0] for point in points] == sorted({point[0] for point in points})
+    assert (points[0][0], points[-1][0]) == (1, 100_000)
+    assert [54_322, 40.0, 54_322, 54_322.0] in points
+    assert [77_778, -3.0, 77_778, 77_778.0] in points
+
+
+def test_running_mean_leaves_gaps():
+    assert smooth([1.0, None, 3.0]) == [1.0, None, 3.0]
+    assert smooth([float(i) for i in range(40)])[-1] == 38.5
+
+
+def watched(step):
+    return row(step) | {
+        "layer_grad_norm": {"embed": 0.1, "0": 0.5 * step, "head": None},
+        "layer_weight_norm": {"embed": 1.0, "0": 2.0}, "attention_logit_max": {"0": 9.0},
+        "rank_step_time_s": {"min": 0.4, "median": 0.5, "max": 0.6, "slowest_rank": 3},
+        "checkpoint_s": 0.5 if step == 20 else 0.0, "gpu_power_w": 600.0,
+        "gpu_memory_bytes": 2**31, "planned_share": {"web": 0.7, "<code>": 0.3},
+        "attempt": 1 if step < 20 else 2,
+    }  # fmt: skip
+
+
+def plots_of(page):
+    return json.loads(re.search(r'id="plots">(.*?)</script>', page)[1])
+
+
+def test_what_a_watched_run_logs_is_drawn(run):
+    rows = "".join(json.dumps(watched(step)) + "\n" for step in (10, 20, 30))
+    (run / "metrics.jsonl").write_text(rows)
+    spike = {"time": 1.0, "step": 20, "attempt": 2, "kind": "spike", "text": "norm <9>"}
+    kept = {"time": 0.0, "step": 0, "attempt": 1, "kind": "start", "text": "1 process"}
+    (run / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in (kept, spike)))
+    assert main(ReportConfig(run=str(run))) == 0
+    page = (run / "report.html").read_text()
+    plots = plots_of(page)
+    assert {"layer-grad", "layer-weight", "logits", "memory", "power", "shares"} <= set(plots)
+    assert plots["layer-grad"]["values"] == [[0.1] * 3, [5.0, 10.0, 15.0], [None] * 3]
+    assert plots["loss"]["marks"] == [[20, "resumed", False], [20, "spike", True]]
+    assert plots["loss"]["bands"] == [[10, 30]]
+    assert [s["name"] for s in plots["step-time"]["series"]] == [
+        "step", "slowest rank", "fastest rank", "wait for data", "saving",
+    ]  # fmt: skip
+    assert "Rank 3 was the slowest in 100% of the rows" in page
+    assert "norm &lt;9&gt;" in page
+    planned = next(s for s in plots["shares"]["series"] if s["name"] == "web, planned")
+    assert [point[1] for point in planned["points"]] == [70.0] * 3
 
 
 def test_no_torch_is_imported():

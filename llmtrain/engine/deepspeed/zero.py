@@ -10,7 +10,7 @@ DeepSpeed insists on a norm of its own: ZeRO 3, offload, and ZeRO 1 in bf16.
     result = engine.train_step(batch, lr=3e-4, limits=no_limits(world.device))
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,9 +21,16 @@ from llmtrain.engine.deepspeed.build import ZeroModel, build_zero_model
 from llmtrain.engine.deepspeed.runtime import detach
 from llmtrain.engine.deepspeed.state import load_state_dict, make_optimizer_state, state_dict
 from llmtrain.engine.protocol import EngineParts, StepLimits, StepResult
-from llmtrain.engine.step import RankSums, clip_divisor, count_targets, step_result, within
+from llmtrain.engine.step import (
+    RankSums,
+    clip_divisor,
+    count_targets,
+    set_learning_rate,
+    step_result,
+    within,
+)
 from llmtrain.parallel.mesh import World
-from llmtrain.parallel.stage import batch_fields
+from llmtrain.parallel.stage import StageModule, batch_fields
 
 
 def make_zero_engine(parts: EngineParts, world: World) -> "ZeroEngine":
@@ -71,7 +78,7 @@ class ZeroEngine:
         partitions = self._holder.partitions
         self._gradients = {p.tensor: g for p, g in zip(partitions, gradients, strict=True)}
         applied = self._update(lr, grad_norm, applied)
-        return step_result(sums, weight, grad_norm, applied)
+        return step_result(sums, weight, grad_norm, applied, squares=squares)
 
     def eval_step(self, batch: StepBatch) -> StepResult:
         """Forward only, over the same kind of batch."""
@@ -99,8 +106,7 @@ class ZeroEngine:
         Returns:
             Whether the update was made: a norm of DeepSpeed's own may overflow before ours does.
         """
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self._optimizer, lr)
         divisor = clip_divisor(grad_norm, self._grad_clip_norm)
         device = self._holder.partitions[0].tensor.device  # the host's under offload
         self._optimizer.found_inf = (~applied).float().to(device)  # type: ignore[attr-defined]
@@ -123,15 +129,23 @@ class ZeroEngine:
                 if parameter.grad is not None:
                     self._gradients[parameter] = parameter.grad
 
-    def _squares(self, gradients: list[Tensor]) -> Tensor:
+    def weight_squares(self) -> Tensor:
+        """Squared norms of this rank's part of the parameters by row of the table, float64."""
+        return self._squares([p.tensor.detach() for p in self._holder.partitions])
+
+    def stages(self) -> tuple[StageModule, ...]:
+        """Give the stage of this rank."""
+        return (self._module,)
+
+    def _squares(self, values: list[Tensor]) -> Tensor:
         """Squared norms of what this rank holds by row of the table, float64."""
         device = self._world.device
         squares = torch.zeros(len(self._built.table), dtype=torch.float64, device=device)
         counted = not self._holder.replicated or self._world.dp_rank == 0
-        if gradients and counted and len(self._rows):
+        if values and counted and len(self._rows):
             pieces = [
-                run.of(gradient)
-                for partition, gradient in zip(self._holder.partitions, gradients, strict=True)
+                run.of(value)
+                for partition, value in zip(self._holder.partitions, values, strict=True)
                 for run in partition.runs
             ]
             norms = torch.stack(torch._foreach_norm(pieces)).to(squares)
@@ -174,6 +188,14 @@ class ZeroEngine:
             CheckpointError: a tensor is missing or has another shape.
         """
         load_state_dict(self._holder, self._optimizer, state)
+
+    def before_update(self, act: Callable[[], None]) -> None:
+        """Have ``act`` called in every step before it changes parameters or optimizer state."""
+
+        def hook(*_: Any) -> None:
+            act()
+
+        self._optimizer.register_step_pre_hook(hook)
 
     def close(self) -> None:
         """Free gradients and optimizer state and take DeepSpeed's hooks off; no collective."""

@@ -1,6 +1,7 @@
 """What may change when a run goes on, and how a run without a name is called."""
 
 from functools import cache
+from typing import Any
 
 from llmtrain.config.load import from_yaml, load, to_yaml
 from llmtrain.config.resume import changes, identity
@@ -38,6 +39,16 @@ def test_a_store_may_move_but_sources_may_not_come_and_go() -> None:
     assert changes(before, demo()) == ([], [])
     assert changes(before, demo("data.sources.b=/new")) == ([], ["data.sources.b: /b -> /new"])
     assert changes(before, demo("data.sources.c=/c"))[0] == ["data.sources.c: absent -> /c"]
+
+
+def test_a_field_that_an_older_run_did_not_have_stands_for_its_default() -> None:
+    before: dict[str, Any] = dict(from_yaml(to_yaml(demo())))
+    model, parallel = dict(before["model"]), dict(before["parallel"])
+    del model["attn_logit_softcapping"], parallel["reduce_every_microbatch"]
+    older = {**before, "model": model, "parallel": parallel}
+    assert changes(older, demo()) == ([], [])
+    (line,) = changes(older, demo("model.attn_logit_softcapping=50"))[0]
+    assert line == "model.attn_logit_softcapping: null -> 50.0"
 
 
 def test_only_fatal_fields_name_a_run() -> None:

@@ -98,6 +98,22 @@ REFUSED = [
         ["data.fim={rate: 0.5, prefix_id: 1, middle_id: 2, suffix_id: 900000}"],
         "data.fim has id 900000, model.vocab_size=",
     ),
+    (
+        1,
+        ["checkpoint.keep_best=2", "evaluation.every_steps=3", "data.validation.web=stores/web"],
+        "set data.validation.NAME=DIR, and an evaluation.every_steps that divides checkpoint.",
+    ),
+    (
+        1,
+        [
+            "checkpoint.keep_best=1",
+            "evaluation.every_steps=100",
+            "checkpoint.every_steps=500",
+            "data.validation.web=stores/web",
+            "checkpoint.best_metric=validation_loss/code",
+        ],
+        "checkpoint.best_metric=validation_loss/code names no store of data.validation; use one",
+    ),
     (1, ["name=''"], "name='' names no folder inside runs_dir=runs"),
     (1, ["name=/tmp/x"], "name='/tmp/x' names no folder"),
     (1, ["name=../x"], "name='../x' names no folder"),

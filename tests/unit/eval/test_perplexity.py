@@ -131,6 +131,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "config.yaml").write_text(to_yaml(config))
     checkpoints = Checkpoints(root / "checkpoints", CheckpointConfig(), Weights(made()), facts={})
     assert checkpoints.save(Progress(num_steps=7, steps=StepSchedule(64, 64), step=7))
+    assert checkpoints.wait()
     return root
 
 

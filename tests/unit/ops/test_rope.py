@@ -97,3 +97,17 @@ def test_angles_stay_in_fp32_for_bf16_models() -> None:
     assert rotation.cos.dtype == torch.float32
     ones = torch.ones(1, 1, 1, 8, dtype=torch.bfloat16)
     assert rotate(ones, ones, rotation.cos, rotation.sin)[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("scaling", [None, LinearRopeScaling(factor=3.0)])
+def test_dims_beyond_the_turned_ones_stay(scaling: LinearRopeScaling | None) -> None:
+    frequencies, factor = rope_frequencies(16, 500.0, scaling, 6)
+    alone, _ = rope_frequencies(6, 500.0, scaling)
+    assert factor == 1.0
+    assert frequencies[:3].equal(alone)
+    assert frequencies[3:].tolist() == [0.0] * 5
+    rotation = Rotation.at(torch.arange(9)[None], frequencies, factor, torch.float32)
+    q, k = torch.randn(1, 9, 2, 16), torch.randn(1, 9, 1, 16)
+    turned, _ = rotate(q, k, rotation.cos, rotation.sin)
+    still = [3, 4, 5, 6, 7, 11, 12, 13, 14, 15]
+    assert turned[..., still].equal(q[..., still])

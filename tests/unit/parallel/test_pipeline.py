@@ -2,11 +2,12 @@
 
 import pytest
 
-from benchmarks.pipeline_idle import FORMULAS, closed_form, operations, table_idle
-from llmtrain.config.parallel import SEVERAL_STAGES, Schedule
+from benchmarks.pipeline_idle import FORMULAS, operations, table_idle
+from llmtrain.config.parallel import SEVERAL_STAGES, ParallelConfig, Schedule
 from llmtrain.errors import LayoutError
 from llmtrain.parallel.forward import forward_steps
 from llmtrain.parallel.pipeline import SCHEDULES, check_microbatches
+from llmtrain.planner.activations import bubble
 from llmtrain.planner.stages import rank_of_stage, stages_of_rank
 
 
@@ -75,13 +76,13 @@ def fewest_ticks(schedule: str, pp: int, num_stages: int, count: int) -> int:
 @pytest.mark.parametrize("schedule", FORMULAS)
 @pytest.mark.parametrize(("p", "m"), [(2, 4), (3, 9), (4, 8), (4, 16)])
 def test_idle_fractions_of_the_tables_are_those_of_the_formulas(
-    schedule: str, p: int, m: int
+    schedule: Schedule, p: int, m: int
 ) -> None:
-    v = 2 if schedule in SEVERAL_STAGES else 1
+    parallel = ParallelConfig(pp=p, schedule=schedule)
 
-    idle = table_idle(operations(schedule, p, m, v))
+    idle = table_idle(operations(schedule, p, m, parallel.num_stages_per_rank))
 
-    assert idle == pytest.approx(closed_form(schedule, p, m, v), abs=1e-12)
+    assert idle == pytest.approx(bubble(parallel, m), abs=1e-12)
 
 
 def test_every_schedule_of_the_configuration_runs() -> None:

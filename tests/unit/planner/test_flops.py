@@ -6,7 +6,8 @@ import pytest
 
 from llmtrain.config.model import ModelConfig
 from llmtrain.model.parameters import num_parameters
-from llmtrain.planner.flops import flops_per_token, num_matmul_parameters, peak_tflops
+from llmtrain.planner.devices import peak_tflops
+from llmtrain.planner.flops import flops_per_token, num_matmul_parameters
 
 SMALL = ModelConfig(
     vocab_size=97,

@@ -7,6 +7,7 @@ import pytest
 
 from llmtrain.errors import CheckpointError
 from llmtrain.train import archive
+from llmtrain.train.retention import Keep, retire
 
 
 def write(directory: Path, step: int, content: bytes = b"weights") -> Path:
@@ -97,16 +98,16 @@ def test_only_damaged_ones_is_an_error_and_not_a_fresh_start(tmp_path: Path) -> 
 def test_old_ones_are_deleted_and_the_newest_is_always_kept(tmp_path: Path) -> None:
     for step in (10, 20, 30, 40):
         write(tmp_path, step)
-    archive.retire(tmp_path, keep_last=2, up_to_step=40)
+    retire(tmp_path, Keep(last=2), up_to_step=40)
     assert [step for step, _ in archive.scan(tmp_path)] == [40, 30]
-    archive.retire(tmp_path, keep_last=0, up_to_step=40)
+    retire(tmp_path, Keep(last=0), up_to_step=40)
     assert [step for step, _ in archive.scan(tmp_path)] == [40]
 
 
 def test_later_ones_do_not_push_out_what_was_just_written(tmp_path: Path) -> None:
     for step in (10, 20, 40):
         write(tmp_path, step)
-    archive.retire(tmp_path, keep_last=1, up_to_step=20)
+    retire(tmp_path, Keep(last=1), up_to_step=20)
     assert [step for step, _ in archive.scan(tmp_path)] == [40, 20]
 
 

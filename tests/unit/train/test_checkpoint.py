@@ -2,19 +2,24 @@
 
 import logging
 import resource
-from collections.abc import Iterator, Mapping
+import subprocess
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from llmtrain.config.ramp import StepSchedule
 from llmtrain.config.training import CheckpointConfig
 from llmtrain.errors import CheckpointError
-from llmtrain.train import archive
-from llmtrain.train.checkpoint import Checkpoints, load_model_weights
+from llmtrain.train import archive, tensor_files
+from llmtrain.train.checkpoint import Checkpoints, load_model_weights, load_tensors
 from llmtrain.train.progress import Progress
 
 FACTS = {"data": "blake3 of the data", "training.seed": "0"}
@@ -41,7 +46,12 @@ class State:
 def make(
     path: Path, state: State, *, facts: Mapping[str, str] = FACTS, every_steps: int = 5
 ) -> Checkpoints:
-    config = CheckpointConfig(every_steps=every_steps, keep_last=2)
+    return make_with(path, state, CheckpointConfig(every_steps=every_steps, keep_last=2), facts)
+
+
+def make_with(
+    path: Path, state: State, config: CheckpointConfig, facts: Mapping[str, str] = FACTS
+) -> Checkpoints:
     return Checkpoints(path, config, state, facts=facts, carried=lambda: {"wandb_id": "abc"})
 
 
@@ -49,9 +59,18 @@ def at(step: int, num_steps: int = 100) -> Progress:
     return Progress(num_steps=num_steps, steps=StepSchedule(64, 64), step=step)
 
 
+def save(path: Path, state: State, step: int) -> None:
+    """Save one step in the background and wait for it."""
+    checkpoints = make(path, state)
+    checkpoints.save(at(step))
+    assert checkpoints.wait()
+
+
 def test_a_restored_state_is_bitwise_the_saved_one(tmp_path: Path) -> None:
     saved, other = State(1), State(2)
-    assert make(tmp_path, saved).save(at(10))
+    checkpoints = make(tmp_path, saved)
+    assert checkpoints.save(at(10))
+    assert checkpoints.wait()
     progress = at(0)
     assert make(tmp_path, other).restore(progress)
     assert progress.step == 10
@@ -66,7 +85,7 @@ def test_nothing_to_restore(tmp_path: Path) -> None:
 
 
 def test_meta_tells_what_the_checkpoint_is(tmp_path: Path) -> None:
-    make(tmp_path, State(1)).save(at(10))
+    save(tmp_path, State(1), 10)
     meta = archive.locate(tmp_path).meta
     assert (meta["step"], meta["tokens"], meta["world_size"]) == (10, 640, 1)
     assert meta["facts"] == FACTS
@@ -75,7 +94,7 @@ def test_meta_tells_what_the_checkpoint_is(tmp_path: Path) -> None:
 
 def test_weights_are_read_without_a_process_group(tmp_path: Path) -> None:
     state = State(1)
-    make(tmp_path / "checkpoints", state).save(at(10))
+    save(tmp_path / "checkpoints", state, 10)
     weights = load_model_weights(tmp_path)
     assert list(weights) == ["embed.weight"]
     assert torch.equal(weights["embed.weight"], state.tensors["model.embed.weight"])
@@ -90,8 +109,10 @@ def test_due_at_the_interval_and_at_the_end(tmp_path: Path) -> None:
 def test_saving_a_step_again_writes_it_once(tmp_path: Path) -> None:
     checkpoints = make(tmp_path, State(1))
     checkpoints.save(at(10))
+    checkpoints.wait()
     written = archive.locate(tmp_path).path.stat().st_mtime_ns
     assert checkpoints.save(at(10))
+    assert checkpoints.wait()
     assert archive.locate(tmp_path).path.stat().st_mtime_ns == written
 
 
@@ -99,18 +120,19 @@ def test_old_checkpoints_are_retired(tmp_path: Path) -> None:
     checkpoints = make(tmp_path, State(1))
     for step in (5, 10, 15):
         checkpoints.save(at(step))
+    assert checkpoints.wait()
     assert [step for step, _ in archive.scan(tmp_path)] == [15, 10]
 
 
 def test_other_data_is_refused_and_named(tmp_path: Path) -> None:
-    make(tmp_path, State(1)).save(at(10))
+    save(tmp_path, State(1), 10)
     other = make(tmp_path, State(1), facts={**FACTS, "training.seed": "7"})
     with pytest.raises(CheckpointError, match=r"another run: training\.seed was 0 and is 7; put"):
         other.restore(at(0))
 
 
 def test_another_model_is_refused_and_named(tmp_path: Path) -> None:
-    make(tmp_path, State(1)).save(at(10))
+    save(tmp_path, State(1), 10)
     with pytest.raises(
         CheckpointError,
         match=r"2 tensors differ, the first is model\.embed\.weight, of shape \(5, 3\) in the "
@@ -121,8 +143,8 @@ def test_another_model_is_refused_and_named(tmp_path: Path) -> None:
 
 def test_a_damaged_newest_falls_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     older, newer = State(1), State(2)
-    make(tmp_path, older).save(at(5))
-    make(tmp_path, newer).save(at(10))
+    save(tmp_path, older, 5)
+    save(tmp_path, newer, 10)
     data = next(archive.locate(tmp_path).path.glob("__0_*"))
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
@@ -154,11 +176,120 @@ def test_a_full_disk_leaves_the_run_and_the_older_checkpoint(
     state = State(1, width=500)
     checkpoints = make(tmp_path, state)
     assert checkpoints.save(at(5))
+    assert checkpoints.wait()
     with files_of_at_most(room):
-        assert not checkpoints.save(at(10))
+        assert checkpoints.save(at(10))
+        assert not checkpoints.wait()
     assert "the checkpoint of step 10 was not written (rank 0: " in caplog.text
     assert "File too large" in caplog.text
     assert archive.locate(tmp_path).step == 5
     assert checkpoints.save(at(15))
+    assert checkpoints.wait()
     assert [step for step, _ in archive.scan(tmp_path)] == [15, 5]
     assert not list(tmp_path.glob(".tmp-*"))
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of its own, as small as said."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount a file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_full_file_system_keeps_the_old_ones_and_takes_new_ones_once_there_is_room(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, asynchronous: bool
+) -> None:
+    state = State(1, width=20_000)  # 800 kB
+    with small_disk(tmp_path / "disk", "2M") as disk:
+        config = CheckpointConfig(keep_last=3, asynchronous=asynchronous)
+        checkpoints = make_with(disk / "checkpoints", state, config)
+        for step in (1, 2, 3):
+            checkpoints.save(at(step))
+        assert not checkpoints.wait()
+        assert caplog.text.count("the checkpoint of step 3 was not written (No space left on ") == 1
+        whole = [
+            archive.open_checkpoint(path).step for _, path in archive.scan(disk / "checkpoints")
+        ]
+        assert whole == [2, 1]
+        assert not list((disk / "checkpoints").glob(".*"))
+        archive.remove(disk / "checkpoints" / archive.folder_name(1))
+        checkpoints.save(at(4))
+        assert checkpoints.wait()
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_what_is_saved_is_the_state_at_the_call(tmp_path: Path, asynchronous: bool) -> None:
+    state = State(1, width=500)
+    expected = {name: tensor.clone() for name, tensor in state.tensors.items()}
+    checkpoints = make_with(tmp_path, state, CheckpointConfig(asynchronous=asynchronous))
+    checkpoints.save(at(1))
+    for tensor in state.tensors.values():
+        tensor.zero_()
+    assert checkpoints.wait()
+    found = load_tensors(archive.locate(tmp_path).path)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_save_waits_for_the_one_before_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = make(tmp_path, State(1))
+    checkpoints.save(at(0))
+    assert checkpoints.wait()
+    write = tensor_files.write_bytes
+
+    def slowly(path: Path, parts: Iterable[bytes | memoryview]) -> dict[str, Any]:
+        time.sleep(0.1)
+        return write(path, parts)
+
+    monkeypatch.setattr(tensor_files, "write_bytes", slowly)
+    started = time.perf_counter()
+    assert checkpoints.save(at(5))
+    assert time.perf_counter() - started < 0.1
+    assert checkpoints.save(at(10))
+    assert time.perf_counter() - started > 0.1
+    assert "the save of step 5 is still being written: training waits for it" in caplog.text
+    assert checkpoints.wait()
+    assert [step for step, _ in archive.scan(tmp_path)] == [10, 5]
+    assert checkpoints.stalled_s > 0.1
+
+
+def test_a_failing_run_lets_a_save_in_flight_end(tmp_path: Path) -> None:
+    checkpoints = make(tmp_path, State(1, width=5000))
+    checkpoints.save(at(5))
+    checkpoints.close()
+    assert archive.locate(tmp_path).step == 5
+
+
+def test_without_memory_for_a_copy_saves_are_synchronous(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr("llmtrain.train.checkpoint.Staging", refuse)
+    checkpoints = make(tmp_path, State(1))
+    checkpoints.save(at(5))
+    assert archive.locate(tmp_path).step == 5
+    assert "training will stand still for saves" in caplog.text
+
+
+def test_torch_itself_reads_what_is_written(tmp_path: Path) -> None:
+    state = State(1)
+    state.tensors |= {
+        "half": torch.randn(3, 7).bfloat16(), "double": torch.randn(2, dtype=torch.float64),
+        "strided": torch.randn(4, 6).T, "count": torch.arange(5),
+    }  # fmt: skip
+    save(tmp_path, state, 1)
+    found = {name: torch.zeros_like(tensor) for name, tensor in state.tensors.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.load(found, checkpoint_id=archive.locate(tmp_path).path, no_dist=True)
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.tensors.items())

@@ -206,6 +206,12 @@ def test_evaluation_scores_every_held_out_target_and_lands_in_the_row(tmp_path: 
     for row in run.rows:
         assert row["validation_loss"] == {"code": 1.0, "web": 2.0}
         assert row["validation_tokens"] == {"code": 4, "web": 11 + 8}
+    assert evaluation.scores(3) == {}
+    assert evaluation.scores(4) == {
+        "validation_loss": (4 * 1.0 + 19 * 2.0) / 23,
+        "validation_loss/code": 1.0,
+        "validation_loss/web": 2.0,
+    }
 
 
 def test_the_time_of_an_evaluation_is_not_step_time() -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from llmtrain import logs
 from llmtrain.config.training import MonitorConfig
 from llmtrain.errors import ConfigError
-from llmtrain.train import tracker
+from llmtrain.train import tensorboard, tracker
 from llmtrain.train.metrics import Row
 from llmtrain.train.monitor import Console, JsonLines, console_line, read_rows
 from llmtrain.train.rundir import RunDirectory
@@ -102,6 +103,13 @@ def test_the_console_logs_a_line_and_shows_no_bar_without_a_terminal(
     assert capsys.readouterr().err == ""
 
 
+def test_a_rank_far_behind_the_others_is_named() -> None:
+    times = {"min": 0.9, "median": 1.0, "max": 1.2, "slowest_rank": 3}
+    assert "rank" not in console_line({**row(40), "rank_step_time_s": times})
+    line = console_line({**row(40), "rank_step_time_s": {**times, "max": 1.5}})
+    assert "tokens/s | rank 3 is 1.5 x slower | 2:00 left" in line
+
+
 def read_until_closed(terminal: int) -> bytes:
     """The next bytes of a terminal; none once all of it is read and its other side is closed."""
     try:
@@ -110,19 +118,29 @@ def read_until_closed(terminal: int) -> bytes:
         return b""
 
 
-def test_the_bar_goes_on_from_the_resumed_step_on_a_terminal(
-    monkeypatch: pytest.MonkeyPatch,
+def test_on_a_terminal_one_live_line_goes_on_from_the_resumed_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
     with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
+        logs.setup(tmp_path)
         with Console(100, 20, progress_bar=True) as console:
             console.write(row(40))
+            console.write({**row(60), "mfu": 0.5})
     shown = b"".join(iter(lambda: read_until_closed(ours), b""))
     os.close(ours)
-    assert b"20/100" in shown
-    assert b"40/100" in shown
+    live = [line.strip() for line in shown.decode().split("\r") if "step" in line]
+    assert live[0].endswith("| step 20/100")
+    assert [line for line in live if "step 40" in line]
+    assert live[-1].startswith("60%|")
+    assert "loss 3.2500" in live[-1]
+    assert "12,346 tokens/s | MFU 50.0% | 1:20 left" in live[-1]
+    assert shown.count(b"\n") == 1  # the lines replace each other
+    log = (tmp_path / "logs" / "rank0.log").read_text()
+    assert "step 40/100" in log
+    assert "step 60/100" in log
 
 
 def test_numbers_reach_weights_and_biases_by_flat_names() -> None:
@@ -156,3 +174,19 @@ def test_wandb_not_asked_for_and_missing_is_one_line(
         assert sink is None
     assert "Weights & Biases: off (wandb is not installed; pip install" in caplog.text
     assert not run.run_json.exists()
+
+
+def test_tensorboard_asked_for_and_missing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorboard.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"run pip install 'tensorboard>=2\.20' or use"):
+        tensorboard.check_tensorboard(MonitorConfig(tensorboard=True))
+    tensorboard.check_tensorboard(MonitorConfig())
+
+
+def test_a_trial_of_a_sweep_is_in_its_group(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "sweep-12ab" / "trial-3")
+    run.path.mkdir(parents=True)
+    assert tracker._group(MonitorConfig(), run) is None
+    (run.path.parent / "sweep.json").write_text("{}")
+    assert tracker._group(MonitorConfig(), run) == "sweep-12ab"
+    assert tracker._group(MonitorConfig(wandb_group="mine"), run) == "mine"

@@ -1,0 +1,68 @@
+"""Weights & Biases online: a resumed run adds what the server lacks, whatever was sent before."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmtrain.config.training import MonitorConfig
+from llmtrain.train.rundir import RunDirectory
+from llmtrain.train.tracker import SUPERSEDED, wandb_sink
+from tests.wandb_server import WandbServer
+
+
+def rows(first: int, last: int, attempt: int) -> list[dict[str, Any]]:
+    return [
+        {"step": step, "num_steps": 20, "loss": 1 / step, "attempt": attempt, "time": 1e9 + step}
+        for step in range(first, last + 1)
+    ]
+
+
+def test_online_runs_go_on_where_the_server_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps 1 to 6 online, 5 to 8 offline after a kill, then online again from 7 on."""
+    import wandb
+
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    page = run.path / "config.yaml"
+    page.write_text("model: {}\n")
+    past = rows(1, 4, 1)
+    with WandbServer() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        online, offline = MonitorConfig(wandb="online"), MonitorConfig(wandb="offline")
+        with wandb_sink(online, run, {"a": 1}) as tracker:
+            assert tracker is not None
+            tracker.describe({"attempt": 1}, page)
+            for row in rows(1, 6, 1):
+                tracker.write(row)
+            tracker.alert("spike", "loss 9 is far above")
+            tracker.alert("resumed", "is no alert")
+        with wandb_sink(offline, run, {"a": 1}) as tracker:
+            assert tracker is not None
+            tracker.catch_up(past)
+            for row in rows(5, 8, 2):
+                tracker.write(row)
+        past += rows(5, 6, 2)
+        with wandb_sink(online, run, {"a": 1}) as tracker:
+            assert tracker is not None
+            tracker.catch_up(past)
+            for row in rows(7, 9, 3):
+                tracker.write(row)
+        wandb.teardown()
+    (name,) = server.runs
+    assert name == json.loads(run.run_json.read_text())["wandb_id"]
+    history = server.history(name)
+    assert [(row["train_step"], row["attempt"]) for row in history] == [
+        *((step, 1) for step in range(1, 7)), (7, 3), (8, 3), (9, 3),
+    ]  # fmt: skip
+    assert [row["_timestamp"] for row in history] == [1e9 + step for step in range(1, 10)]
+    (alert,) = server.alerts
+    assert (alert["title"], alert["severity"]) == ("run: spike", "WARN")
+    assert server.files[f"{name}/llmtrain/config.yaml"] == page.read_bytes()
+    assert page.read_text() == "model: {}\n"
+    assert len(list((run.path / "wandb" / SUPERSEDED).iterdir())) == 1
+    assert server.unknown == []
