@@ -51,8 +51,8 @@ def main(config: SelftestConfig) -> int:
     exact = all(finding.same for finding in findings)
     sys.stdout.write(table(findings))
     sys.stdout.write(
-        f"{config.test}: {'exact' if exact else 'NOT EXACT'}: {config.steps} + {config.more_steps} steps "
-        f"against {done}\n"
+        f"{config.test}: {'exact' if exact else 'NOT EXACT'}: {config.steps} + {config.more_steps} "
+        f"steps against {done}\n"
     )
     return 0 if exact else 1
 
