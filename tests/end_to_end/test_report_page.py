@@ -128,6 +128,7 @@ def test_every_plot_draws_and_nothing_leaves_the_page(
 def box(page: Page, name: str) -> tuple[float, float, float, float]:
     """Left, top, width and height of a plot, scrolled into sight."""
     page.run(f"document.getElementById('{name}').scrollIntoView({{block: 'center'}})")
+    page.settle()  # scrolling hides the read-out
     found = f"document.querySelector('#{name} svg').getBoundingClientRect()"
     left, top, width, height = page.run(f"(r => [r.x, r.y, r.width, r.height])({found})")
     return left, top, width, height
