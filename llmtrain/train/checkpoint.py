@@ -17,12 +17,10 @@ other state is copied before ``save`` returns.
 
 import logging
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from shutil import disk_usage
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -37,6 +35,16 @@ from llmtrain.errors import CheckpointError
 from llmtrain.train import archive, tensor_files
 from llmtrain.train.facts import changed_facts
 from llmtrain.train.mirror import Mirror
+from llmtrain.train.objects import (
+    from_first_rank,
+    gather,
+    gather_at_first,
+    one_process_is_fine,
+    rank,
+    scatter,
+    share,
+    world_size,
+)
 from llmtrain.train.progress import Progress
 from llmtrain.train.retention import Keep, retire
 from llmtrain.train.run_journal import RunJournal
@@ -52,7 +60,6 @@ CLOSING_S = 10.0
 
 _SPARE_BYTES = 1 << 16
 
-T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -96,7 +103,7 @@ class Checkpoints:
         self._facts = dict(facts)
         self._journal = journal
         self._carried = carried
-        self._mirror = Mirror.of(config) if config.mirror and _rank() == 0 else None
+        self._mirror = Mirror.of(config) if config.mirror and rank() == 0 else None
         self._file: RankFile | None = None
         self._index, self._bytes = b"", 0
         self._staging: Staging | None = None
@@ -124,10 +131,10 @@ class Checkpoints:
             return
         from_first_rank(lambda: archive.clean(self._directory))
         state = self._engine.state_dict()
-        plans = _gather_at_first(tensor_files.own_items(state, _rank() == 0))
+        plans = gather_at_first(tensor_files.own_items(state, rank() == 0))
         chosen, metadata = (None, None) if plans is None else tensor_files.share_out(plans)
-        file = tensor_files.place(_scatter(chosen), f"__{_rank()}_0.distcp")
-        entries = _gather_at_first(file.entries)
+        file = tensor_files.place(scatter(chosen), f"__{rank()}_0.distcp")
+        entries = gather_at_first(file.entries)
         if metadata is not None and entries is not None:
             self._index = tensor_files.index_file(metadata, entries)
             self._bytes = sum(about.length for part in entries for _, about in part)
@@ -148,7 +155,7 @@ class Checkpoints:
         self.prepare()
         if (problem := from_first_rank(self._no_room)) is not None:
             self._failed = True
-            if _rank() == 0:
+            if rank() == 0:
                 say_failed(progress.step, problem, self._directory)
             return False
         save = self._save = self._begin(progress)
@@ -227,8 +234,8 @@ class Checkpoints:
         try:
             staging = Staging(file.pieces, device)
         except RuntimeError as error:
-            problem = f"rank {_rank()}: {str(error).splitlines()[0]}"
-        problems = [problem for problem in _gather(problem) if problem]
+            problem = f"rank {rank()}: {str(error).splitlines()[0]}"
+        problems = [problem for problem in gather(problem) if problem]
         if problems:
             logger.warning(
                 "checkpoint.asynchronous=true needs host memory for a copy of the state, which "
@@ -270,9 +277,9 @@ class Checkpoints:
             "tokens": progress.tokens,
             "facts": self._facts,
             "journal": {} if self._journal is None else self._journal.to_plain(),
-            "carried": dict(self._carried()) if _rank() == 0 else {},
+            "carried": dict(self._carried()) if rank() == 0 else {},
             "scores": dict(self.scores(progress.step)),
-            "world_size": _world_size(),
+            "world_size": world_size(),
             "torch": torch.__version__,
         }
 
@@ -290,8 +297,8 @@ class Checkpoints:
             )  # fmt: skip
 
         return Save(
-            progress.step, aside, _rank(), _world_size(),
-            write=write, commit=commit if _rank() == 0 else None,
+            progress.step, aside, rank(), world_size(),
+            write=write, commit=commit if rank() == 0 else None,
         )  # fmt: skip
 
     def _write(self, aside: Path, state: Mapping[str, Tensor], staging: Staging | None) -> Digests:
@@ -312,7 +319,7 @@ class Checkpoints:
         retire(self._directory, Keep.of(self._config), save.step, busy)
 
     def _say_if_waiting(self) -> None:
-        if self._save is not None and not self._save.done.is_set() and _rank() == 0:
+        if self._save is not None and not self._save.done.is_set() and rank() == 0:
             logger.warning(
                 "the save of step %d is still being written: training waits for it; raise "
                 "checkpoint.every_steps=%d, or save to a faster disk",
@@ -324,11 +331,11 @@ class Checkpoints:
         save, self._save = self._save, None
         if save is not None:
             save.written.wait()
-            if _rank() > 0:
+            if rank() > 0:
                 save.done.wait()
-            save.give(_gather(save.part))
+            save.give(gather(save.part))
             save.done.wait()
-            self._failed = _share(save.problem) is not None
+            self._failed = share(save.problem) is not None
             self._saved_step = self._saved_step if self._failed else save.step
         return not self._failed
 
@@ -382,7 +389,7 @@ def _check_schema(path: Path, reader: FileSystemReader, state: Mapping[str, Tens
         if isinstance(entry, TensorStorageMetadata)
     }
     wanted: dict[str, tuple[int, ...]] = {}
-    for part in _gather({name: tuple(tensor.shape) for name, tensor in state.items()}):
+    for part in gather({name: tuple(tensor.shape) for name, tensor in state.items()}):
         wanted.update(part)
     names = sorted(stored.keys() | wanted.keys())
     differing = [name for name in names if stored.get(name) != wanted.get(name)]
@@ -397,72 +404,6 @@ def _check_schema(path: Path, reader: FileSystemReader, state: Mapping[str, Tens
 
 def _cause(error: CheckpointException) -> str:
     """One line from the first failure of a collective save or load."""
-    rank, (exception, _) = min(error.failures.items())
+    failed, (exception, _) = min(error.failures.items())
     text = str(exception).strip() or type(exception).__name__
-    return f"rank {rank}: {text.splitlines()[0]}"
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _gather(value: T) -> list[T]:
-    """``value`` of every rank, on every rank, in rank order."""
-    if not dist.is_initialized():
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def from_first_rank(compute: Callable[[], T]) -> T:
-    """Compute on rank 0 and give the value, or its CheckpointError, to every rank."""
-    box: list[Any] = [None, None]
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        try:
-            box[0] = compute()
-        except CheckpointError as error:
-            box[1] = str(error)
-    if dist.is_initialized():
-        dist.broadcast_object_list(box, src=0)
-    value, problem = box
-    if problem is not None:
-        raise CheckpointError(problem)
-    result: T = value
-    return result
-
-
-def _gather_at_first(value: T) -> list[T] | None:
-    """``value`` of every rank on the first, in rank order; None on the others."""
-    if not dist.is_initialized():
-        return [value]
-    values: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(value, values, dst=0)
-    return values
-
-
-def _scatter(values: list[T] | None) -> T:
-    """Give every rank its own of the values that the first holds."""
-    if values is not None and not dist.is_initialized():
-        return values[0]
-    box: list[Any] = [None]
-    dist.scatter_object_list(box, values, src=0)
-    found: T = box[0]
-    return found
-
-
-def _share(value: T) -> T:
-    """The first rank's ``value``, on every rank."""
-    return from_first_rank(lambda: value)
-
-
-@contextmanager
-def one_process_is_fine() -> Iterator[None]:
-    """Silence torch's warning that a run of one process has no process group."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
+    return f"rank {failed}: {text.splitlines()[0]}"

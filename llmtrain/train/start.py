@@ -20,7 +20,8 @@ from llmtrain.config.model import ModelConfig
 from llmtrain.errors import CheckpointError
 from llmtrain.model.parameters import parameter_table
 from llmtrain.train import archive
-from llmtrain.train.checkpoint import MODEL_PREFIX, Stateful, from_first_rank, one_process_is_fine
+from llmtrain.train.checkpoint import MODEL_PREFIX, Stateful
+from llmtrain.train.objects import from_first_rank, one_process_is_fine
 from llmtrain.train.weights import StoredWeights
 
 logger = logging.getLogger(__name__)
