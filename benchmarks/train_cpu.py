@@ -16,8 +16,8 @@ metrics counted as overhead.
 
 The peers: python3 -m venv /data/peer-train && /data/peer-train/bin/pip install torch==2.13.0 \\
 transformers==5.23.0 accelerate==1.15.0 litgpt==0.5.9 numpy==1.26.4, with torch from
-https://download.pytorch.org/whl/cpu. A run of one size and precision takes 5 to 12 minutes on 2
-cores; results of earlier runs stay in the file.
+https://download.pytorch.org/whl/cpu. A run of one size and precision takes 15 to 45 minutes on 2
+cores (125m packed needs 18 GB); results of earlier runs stay in the file.
 """
 
 import json

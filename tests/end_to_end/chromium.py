@@ -110,7 +110,7 @@ class Chromium:
         page.call("Page.navigate", url=path.resolve().as_uri())
         page.run("new Promise(r => document.readyState === 'complete' ? r() "
                  ": addEventListener('load', () => r()))")  # fmt: skip
-        page.settle()
+        page.stand_still()
         return page
 
 
@@ -139,6 +139,17 @@ class Page:
         """Wait until what is due has been drawn."""
         self.run("new Promise(r => requestAnimationFrame(() => requestAnimationFrame(() => r())))")
 
+    def stand_still(self) -> None:
+        """Wait until nothing moves any more: fonts and sizes may come after the first drawing."""
+        places = (
+            "JSON.stringify([...document.querySelectorAll('svg')].map("
+            "e => [e.getBoundingClientRect(), e.childElementCount]))"
+        )
+        before, now = None, self.run(places)
+        while before != now:
+            self.settle()
+            before, now = now, self.run(places)
+
     def click(self, selector: str) -> None:
         """Click on the first element that a selector finds."""
         self.run(f"document.querySelector({json.dumps(selector)}).click()")
@@ -154,10 +165,16 @@ class Page:
         self._mouse("mouseReleased", end, **button)
         self.settle()
 
-    def hover(self, at: tuple[float, float]) -> None:
-        """Move the mouse to a place of the window."""
-        self._mouse("mouseMoved", at)
-        self.settle()
+    def hover(self, at: tuple[float, float], until: str) -> None:
+        """Move the mouse about a place of the window until a JavaScript expression is true."""
+        deadline = time.monotonic() + TIME_LIMIT_S
+        for aside in itertools.cycle((0, 1)):
+            self._mouse("mouseMoved", (at[0] + aside, at[1]))
+            self.settle()
+            if self.run(until):
+                return
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not in {TIME_LIMIT_S} s: {until}")
 
     def press(self, key: str) -> None:
         """Press a key."""

@@ -137,8 +137,7 @@ def box(page: Page, name: str) -> tuple[float, float, float, float]:
 def test_reading_zooming_and_switching(browser: Chromium, pages: dict[str, Path]) -> None:
     page = browser.open(pages["compare"], 1280)
     left, top, width, height = box(page, "loss")
-    page.hover((left + width / 2, top + height / 2))
-    assert page.run("tip.style.opacity") == "1"
+    page.hover((left + width / 2, top + height / 2), until="tip.style.opacity === '1'")
     assert "one" in page.run("tip.textContent")
     whole = page.run("plots[0].whole")
     page.drag((left + width * 0.3, top + 90), (left + width * 0.6, top + 90))
