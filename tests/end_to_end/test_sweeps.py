@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from llmtrain.cli import main
 from tests.end_to_end import commands
 from tests.end_to_end.sweeps import Sweep, states, values
 
@@ -38,6 +39,5 @@ def test_a_killed_sweep_ends_with_the_losses_of_undisturbed_runs(tmp_path: Path)
 def undisturbed(words: list[str], folder: Path) -> dict[int, float]:
     """Losses of a run of its own."""
     name = next(word.partition("=")[2] for word in words if word.startswith("name="))
-    command = commands.Command(["train", *words], folder / f"{name}.log")
-    assert command.wait() == 0, command.output
+    assert main(["train", *words]) == 0
     return commands.losses(folder / "runs" / name)
