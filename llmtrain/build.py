@@ -99,16 +99,8 @@ def _train(config: RunConfig, run: RunDirectory, world: World, progress: Progres
             run.checkpoints, config.checkpoint, engine,
             facts=data_facts(plan), journal=journal, carried=run.read_record,
         )  # fmt: skip
-        if not checkpoints.restore(progress) and config.checkpoint.start_from is not None:
-            carried = start_from(config.checkpoint.start_from, engine, config.model)
-            if world.rank == 0 and ORIGIN in carried:
-                run.record(**{ORIGIN: carried[ORIGIN]})
         stack.callback(checkpoints.close)
-        checkpoints.prepare()
-        if world.rank == 0:
-            if checkpoints.restored is not None:  # on a new disk there is no run.json yet
-                run.record(**checkpoints.restored.meta["carried"])
-            write_yaml(config, run.config_yaml)
+        _resume(config, run, world, progress, engine, checkpoints)
         copies = Copies(world.device)
         ahead = stack.enter_context(_batches(config, plan, world, copies))
         batches = Feed(documents.asking(ahead), copies)
@@ -148,6 +140,26 @@ def _train(config: RunConfig, run: RunDirectory, world: World, progress: Progres
         if reason is not ExitReason.PREEMPTED:  # there the time left is short
             checkpoints.wait_for_mirror()
         return reason
+
+
+def _resume(
+    config: RunConfig,
+    run: RunDirectory,
+    world: World,
+    progress: Progress,
+    engine: Engine,
+    checkpoints: Checkpoints,
+) -> None:
+    """Go on from the newest checkpoint, or begin; settle what the run's folder says of itself."""
+    if not checkpoints.restore(progress) and config.checkpoint.start_from is not None:
+        carried = start_from(config.checkpoint.start_from, engine, config.model)
+        if world.rank == 0 and ORIGIN in carried:
+            run.record(**{ORIGIN: carried[ORIGIN]})
+    checkpoints.prepare()
+    if world.rank == 0:
+        if checkpoints.restored is not None:  # on a new disk there is no run.json yet
+            run.record(**checkpoints.restored.meta["carried"])
+        write_yaml(config, run.config_yaml)
 
 
 def _batches(config: RunConfig, plan: BatchPlan, world: World, copies: Copies) -> Batches:
