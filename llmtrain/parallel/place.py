@@ -78,6 +78,8 @@ def _rendezvous_store() -> Store:
 def publish_config(payload: bytes | None) -> bytes:
     """Give every rank the bytes that rank 0 holds, before any process group exists.
 
+    Rank 0, whose process may be the store, returns last: when it may end, nobody asks it anything.
+
     Args:
         payload: the bytes on rank 0, None elsewhere.
 
@@ -90,15 +92,16 @@ def publish_config(payload: bytes | None) -> bytes:
     store = PrefixStore("llmtrain/config", place.store)
     try:
         if place.rank == 0:
-            store.set("payload", _required(payload).hex())
-        content = bytes.fromhex(store.get("payload").decode())
-        if store.add("read", 1) == place.world_size:
-            store.set("all_read", "1")
-        store.wait(["all_read"], _RENDEZVOUS_TIMEOUT)
+            content = _required(payload)
+            store.set("payload", content.hex())
+            store.wait([f"read/{rank}" for rank in range(1, place.world_size)], _RENDEZVOUS_TIMEOUT)
+        else:
+            content = bytes.fromhex(store.get("payload").decode())
+            store.set(f"read/{place.rank}", "1")  # unlike add, this waits for no answer
     except dist.DistError as error:
         raise PeerLostError(
-            f"rank {place.rank} waited {_RENDEZVOUS_TIMEOUT.seconds} s for its peers at start-up; "
-            "look at the log of the rank that is missing"
+            f"rank {place.rank} lost its peers at start-up, or waited {_RENDEZVOUS_TIMEOUT.seconds} "
+            f"s for them; look at the log of the rank that is missing ({str(error).splitlines()[0]})"
         ) from error
     return content
 

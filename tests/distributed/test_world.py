@@ -3,16 +3,22 @@
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import timedelta
 
 import pytest
+from torch.distributed import PrefixStore
 
 from llmtrain.config.engine import EngineConfig
 from llmtrain.config.parallel import ParallelConfig
 from llmtrain.errors import LayoutError
+from llmtrain.parallel import place as module
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import PeerLostError, Place, publish_config
 from tests.world import RankPool, RankTimeoutError
 
+ONE_MINUTE = timedelta(minutes=1)
 TWO = ParallelConfig(dp_replicate=2, dp_shard=1)
 
 
@@ -92,24 +98,73 @@ def test_lost_peer_is_noticed_within_the_grace(ranks: RankPool) -> None:
     assert 1.0 <= waited < 3.0
 
 
-def published(place: Place, port: int) -> bytes:
-    """As under a launcher that sets the usual variables."""
+def rendezvous_at(place: Place, port: int) -> None:
+    """Set the usual variables, as a launcher does; forget the store of an earlier test."""
+    module._rendezvous_store.cache_clear()
     os.environ.update(
         RANK=str(place.rank), WORLD_SIZE=str(place.world_size), LOCAL_RANK=str(place.rank),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
     )  # fmt: skip
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def published(place: Place, port: int) -> bytes:
+    rendezvous_at(place, port)
     content = publish_config(b"\x00config\xff" if place.rank == 0 else None)
     with World(TWO, engine()) as world:
         assert world.agree(world.rank == 0)
     return content
 
 
-def test_configuration_reaches_every_rank_before_groups_exist() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+@pytest.fixture(scope="module")
+def launched() -> Iterator[RankPool]:
+    """Ranks whose environment the tests may change."""
     with RankPool() as pool:
-        assert pool.run(published, port, size=2) == [b"\x00config\xff"] * 2
+        yield pool
+
+
+def test_configuration_reaches_every_rank_before_groups_exist(launched: RankPool) -> None:
+    assert launched.run(published, *free_ports(1), size=2) == [b"\x00config\xff"] * 2
+
+
+class SlowStore(PrefixStore):
+    """Every request of this rank comes late."""
+
+    def get(self, key: str) -> bytes:
+        time.sleep(0.2)
+        return super().get(key)
+
+    def set(self, key: str, value: str) -> None:
+        time.sleep(0.2)
+        super().set(key, value)
+
+    def add(self, key: str, amount: int) -> int:
+        time.sleep(0.2)
+        return super().add(key, amount)
+
+    def wait(self, keys: list[str], timeout: timedelta = ONE_MINUTE) -> None:
+        time.sleep(0.2)
+        super().wait(keys, timeout)
+
+
+def published_and_left(place: Place, port: int) -> bytes:
+    """The store goes with rank 0, as where the run turns out to be done; rank 1 is slow."""
+    rendezvous_at(place, port)
+    module.PrefixStore = SlowStore if place.rank == 1 else PrefixStore
+    content = publish_config(b"done" if place.rank == 0 else None)
+    module._rendezvous_store.cache_clear()
+    return content
+
+
+def test_rank_0_may_leave_once_it_has_published(launched: RankPool) -> None:
+    assert launched.run(published_and_left, *free_ports(1), size=2) == [b"done"] * 2
 
 
 def hang(place: Place) -> None:
