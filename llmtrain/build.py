@@ -7,24 +7,28 @@ on one ExitStack, and the failure path runs no collective.
 """
 
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from llmtrain import logs
 from llmtrain.config.load import to_plain, write_yaml
 from llmtrain.config.run import RunConfig
-from llmtrain.data.held_out import held_out_of
+from llmtrain.data.held_out import EvaluationBatches, held_out_of
 from llmtrain.data.loader import Batches
 from llmtrain.data.plan import BatchPlan, plan_of
 from llmtrain.data.store import open_sources
 from llmtrain.engine.choose import make_engine
 from llmtrain.engine.protocol import Engine
 from llmtrain.errors import LLMTrainError, OutOfMemoryError
+from llmtrain.hang.heartbeat import Phase
 from llmtrain.ops.attention.check import check_attention
 from llmtrain.ops.attention.choose import choose_attention, needs_of
 from llmtrain.ops.kernels import choose_kernels
 from llmtrain.parallel.host_memory import keep_freed_memory
 from llmtrain.parallel.mesh import World
+from llmtrain.parallel.place import job_end
 from llmtrain.train import loop
 from llmtrain.train.checkpoint import Checkpoints
 from llmtrain.train.document_losses import DocumentLosses
@@ -40,11 +44,15 @@ from llmtrain.train.norms import layers_of
 from llmtrain.train.optimizer import optimizer_factory
 from llmtrain.train.profiler import Profiler
 from llmtrain.train.progress import Progress
+from llmtrain.train.rollback import go_back
 from llmtrain.train.run_journal import RunJournal
 from llmtrain.train.rundir import ExitReason, RunDirectory
 from llmtrain.train.schedule import learning_rate
 from llmtrain.train.start import ORIGIN, start_from
-from llmtrain.train.watch import Parts, open_watch
+from llmtrain.train.start_checks import check_ranks
+from llmtrain.train.time_limit import TimeLimit
+from llmtrain.train.watch import Parts, Watch, open_watch
+from llmtrain.train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +88,11 @@ def train(config: RunConfig) -> int:
 
 
 def _train(config: RunConfig, run: RunDirectory, world: World, progress: Progress) -> ExitReason:
-    """Build every part, resume, and run the loop."""
+    """Build what a run has once, and run the loop; again where the guard went back."""
     with ExitStack() as stack:
         stop_asked = stack.enter_context(stop_signals())
+        watchdog = Watchdog(config.monitor, run, world, timeout_s=config.engine.timeout_s)
+        stack.enter_context(watchdog)
         data = config.data
         plan = plan_of(config, open_sources(data.sources, data.cache_dir, check=False))
         held_out = held_out_of(config, world.dp_rank, world.dp_size)
@@ -100,10 +110,57 @@ def _train(config: RunConfig, run: RunDirectory, world: World, progress: Progres
             facts=data_facts(plan), journal=journal, carried=run.read_record,
         )  # fmt: skip
         stack.callback(checkpoints.close)
+        limit = TimeLimit(
+            config.training.max_time_s, job_end(), grace_s=config.checkpoint.grace_s,
+            save_s=lambda: checkpoints.save_s,
+        )  # fmt: skip
+        built = _Built(
+            config=config, run=run, world=world, progress=progress,
+            stop_asked=(lambda: limit.reached() or stop_asked()) if world.rank == 0 else stop_asked,
+            limit=limit,
+            plan=plan, held_out=held_out, documents=documents, engine=engine, mixing=mixing,
+            journal=journal, checkpoints=checkpoints, watchdog=watchdog,
+        )  # fmt: skip
+        check_ranks(world, plan.fingerprint)
+        while (reason := _attempt(built)) is ExitReason.ROLLED_BACK:
+            pass
+        if reason is ExitReason.PREEMPTED and limit.why:
+            reason = ExitReason.TIME_LIMIT
+        if reason.code != ExitReason.PREEMPTED.code:  # there the time left is short
+            checkpoints.wait_for_mirror()
+        return reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Built:
+    """What outlives a rollback."""
+
+    config: RunConfig
+    run: RunDirectory
+    world: World
+    progress: Progress
+    stop_asked: Callable[[], bool]
+    limit: TimeLimit
+    plan: BatchPlan
+    held_out: EvaluationBatches | None
+    documents: DocumentLosses
+    engine: Engine
+    mixing: Mixing
+    journal: RunJournal
+    checkpoints: Checkpoints
+    watchdog: Watchdog
+
+
+def _attempt(built: _Built) -> ExitReason:
+    """Resume, open what reads batches and what watches, and run the loop."""
+    config, run, world, progress = built.config, built.run, built.world, built.progress
+    plan, engine, checkpoints = built.plan, built.engine, built.checkpoints
+    world.beat.at(Phase.START)
+    with ExitStack() as stack:
         _resume(config, run, world, progress, engine, checkpoints)
         copies = Copies(world.device)
         ahead = stack.enter_context(_batches(config, plan, world, copies))
-        batches = Feed(documents.asking(ahead), copies)
+        batches = Feed(built.documents.asking(ahead), copies, world.beat)
         schedule = learning_rate(config.optimizer, config.schedule, config.training.num_tokens)
         watch = open_watch(stack, config.monitor, Parts(
             run=run, world=world, progress=progress, engine=engine, plan=plan, batches=batches,
@@ -111,35 +168,51 @@ def _train(config: RunConfig, run: RunDirectory, world: World, progress: Progres
             meter=Meter.of(
                 config.model, world.device, world.world_size, config.monitor.peak_tflops
             ),
-            compiled=config.engine.compile, plain_config=to_plain(config),
+            watchdog=built.watchdog, compiled=config.engine.compile, plain_config=to_plain(config),
         ))  # fmt: skip
-        hooks: list[loop.Hook] = [*watch.before]
-        if held_out is not None:
-            evaluation = Evaluation(
-                engine, held_out, world.device, every_steps=config.evaluation.every_steps or 1,
-                report=watch.report,
-            )  # fmt: skip
-            hooks.append(evaluation)
-            checkpoints.scores = evaluation.scores
-        collection = stack.enter_context(loop.GarbageCollection())
-        hooks += [mixing, collection, documents, *watch.after]
-        if config.monitor.profile_steps is not None:
-            hooks.append(stack.enter_context(Profiler(
-                run.path / "traces", world.rank, config.monitor.profile_steps, progress
-            )))  # fmt: skip
+        trace = f"llmtrain trace run={run.path}"
+        restored = checkpoints.restored
         guard = Guard(
-            agree=world.agree, stop_asked=stop_asked, device=world.device,
-            check_every_steps=config.monitor.log_every_steps,
+            config.guard, agree=world.agree, stop_asked=built.stop_asked, device=world.device,
+            check_every_steps=config.monitor.log_every_steps, tell=watch.events.write, trace=trace,
+            saved=None if restored is None else restored.meta.get("guard"),
         )  # fmt: skip
+        checkpoints.guard = guard.to_plain
+        if restored is None and "rollback" in config.guard.on_spike:
+            watch.saver.save(progress)  # so that there is always something to go back to
         keep_freed_memory(world.device)
         reason = loop.train(
             engine, watch.batches, progress=progress, schedule=schedule,
-            guard=guard, checkpoints=watch.saver, hooks=hooks,
+            guard=guard, checkpoints=watch.saver, hooks=_hooks(built, watch, stack),
         )  # fmt: skip
-        watch.events.ended(reason)
-        if reason is not ExitReason.PREEMPTED:  # there the time left is short
-            checkpoints.wait_for_mirror()
+        if reason is ExitReason.ROLLED_BACK:
+            reason = go_back(
+                guard, checkpoints, plan, built.journal, tell=watch.events.write,
+                trace=f"{trace} attempt={watch.events.attempt}", reached=progress.step,
+            )  # fmt: skip
+        if reason is not ExitReason.ROLLED_BACK:
+            watch.events.ended(reason, guard.why or built.limit.why)
         return reason
+
+
+def _hooks(built: _Built, watch: Watch, stack: ExitStack) -> list[loop.Hook]:
+    """What is told of every step, in order."""
+    config, world = built.config, built.world
+    hooks: list[loop.Hook] = [*watch.before]
+    if built.held_out is not None:
+        evaluation = Evaluation(
+            built.engine, built.held_out, world.device,
+            every_steps=config.evaluation.every_steps or 1, report=watch.report,
+        )  # fmt: skip
+        hooks.append(evaluation)
+        built.checkpoints.scores = evaluation.scores
+    collection = stack.enter_context(loop.GarbageCollection())
+    hooks += [built.mixing, collection, built.documents, *watch.after]
+    if config.monitor.profile_steps is not None:
+        hooks.append(stack.enter_context(Profiler(
+            built.run.path / "traces", world.rank, config.monitor.profile_steps, built.progress
+        )))  # fmt: skip
+    return hooks
 
 
 def _resume(
@@ -156,6 +229,7 @@ def _resume(
         if world.rank == 0 and ORIGIN in carried:
             run.record(**{ORIGIN: carried[ORIGIN]})
     checkpoints.prepare()
+    checkpoints.check_room(progress)
     if world.rank == 0:
         if checkpoints.restored is not None:  # on a new disk there is no run.json yet
             run.record(**checkpoints.restored.meta["carried"])
@@ -165,7 +239,7 @@ def _resume(
 def _batches(config: RunConfig, plan: BatchPlan, world: World, copies: Copies) -> Batches:
     return Batches(
         plan, dp_rank=world.dp_rank, dp_size=world.dp_size,
-        micro_batch_size=config.training.micro_batch_size,
+        micro_batch_size=config.training.micro_batch_size, parallel=config.parallel,
         prefetch=config.data.prefetch_batches, finish=copies.start,
     )  # fmt: skip
 

@@ -152,7 +152,9 @@ def run_steps(config: ParityConfig, place: Place) -> list[StepNumbers]:
         )  # fmt: skip
         for step in range(config.steps):
             whole = synthetic_batch(shape, training.seed, step)
-            mine = rank_rows(whole, world.dp_rank, world.dp_size, training.micro_batch_size)
+            mine = rank_rows(
+                whole, world.dp_rank, world.dp_size, training.micro_batch_size, config.parallel
+            )
             result = engine.train_step(
                 mine.to(world.device), config.optimizer.lr, no_limits(world.device)
             )

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llmtrain import logs
+from llmtrain.config.limits import Facts
 from llmtrain.config.load import config_hash, from_yaml
 from llmtrain.config.resume import changes, identity
 from llmtrain.config.run import RunConfig, broken_rules
@@ -61,6 +62,7 @@ def prepare(config: RunConfig, world_size: int, held: ExitStack) -> RunConfig | 
             f"the run folder {run.path} cannot be written ({error}); use another runs_dir"
         ) from error
     _log_changes(config, run)
+    _log_padding(Facts(config, world_size))
     run.record(name=config.name, created=time.time())
     logger.info("run %s of world size %d, config %s", run.path, world_size, config_hash(config))
     return config
@@ -252,6 +254,21 @@ def _mirror_problems(config: RunConfig) -> Iterator[str]:
             Mirror.of(config.checkpoint)
         except ConfigError as error:
             yield str(error)
+
+
+def _log_padding(facts: Facts) -> None:
+    """Say what share of a step computes nothing, where the ranks do not divide the batch."""
+    if not facts.padding_rows:
+        return
+    run = facts.padding_rows + (facts.rows or 0)
+    logger.warning(
+        "%d rows do not divide by %d data-parallel ranks x training.micro_batch_size=%d%s: %d of "
+        "%d rows run are padding, which changes no number and costs %.0f %% of the compute; "
+        "another number of ranks or micro_batch_size costs less",
+        facts.rows, facts.data_ranks, facts.t.micro_batch_size,
+        f" into at least {facts.fewest_microbatches} micro-batches" if facts.p.pp > 1 else "",
+        facts.padding_rows, run, 100 * facts.padding_rows / run,
+    )  # fmt: skip
 
 
 def _log_changes(config: RunConfig, run: RunDirectory) -> None:

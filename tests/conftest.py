@@ -1,6 +1,7 @@
 """Fixtures that tests share."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +17,34 @@ if TYPE_CHECKING:
 # Shared machines are slow at times; the same examples everywhere make failures repeatable.
 settings.register_profile("here", deadline=None, derandomize=True)
 settings.load_profile("here")
+
+
+SHARED: dict[str, tuple[str, ...]] = {
+    "ranks": (
+        "distributed/", "property/test_layouts", "end_to_end/test_engines",
+        "unit/train/test_host_waits", "unit/train/test_watch",
+    ),
+    "slurm": (
+        "end_to_end/test_sweeps_slurm", "end_to_end/test_launch_slurm", "end_to_end/test_executors",
+    ),
+    "report": ("unit/data_pipeline/report/",),
+}  # fmt: skip
+"""Tests that share what is costly to start, and so a worker; any other file can go to any."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tell the workers of ``make test`` what belongs together; what takes longest comes first."""
+
+    def group(item: pytest.Item) -> str:
+        file = item.nodeid.partition("::")[0].removeprefix("tests/")
+        return next((name for name, paths in SHARED.items() if file.startswith(paths)), file)
+
+    groups = {item: group(item) for item in items}
+    for item, name in groups.items():
+        item.add_marker(pytest.mark.xdist_group(name))
+    first = ["ranks", "slurm"]
+    first += sorted({name for name in groups.values() if name.startswith("end_to_end/")})
+    items.sort(key=lambda item: first.index(groups[item]) if groups[item] in first else len(first))
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +83,14 @@ def cluster(live_cluster: "SlurmCluster", monkeypatch: pytest.MonkeyPatch) -> "S
     for name in ("SLURM_CONF", "PATH"):
         monkeypatch.setenv(name, live_cluster.environment[name])
     return live_cluster
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An interpreter for launched runs that has imported torch; see tests/warm_python.py."""
+    from tests.warm_python import warm_python
+
+    return warm_python(tmp_path_factory.mktemp("warm"))
 
 
 @pytest.fixture(scope="session")

@@ -164,9 +164,9 @@ class _Parent:
         return _Rank(pid, ours)
 
 
-def fork_rank() -> _Rank:
-    """A process of the native engine's kind, for who drives it alone; killed by who made it."""
-    return _parent(NATIVE, ()).fork()
+def fork_rank(deepspeed: bool = False) -> _Rank:
+    """A process of an engine's kind, for who drives it alone; killed by who made it."""
+    return _parent(*((DEEPSPEED, DEEPSPEED_ENVIRONMENT) if deepspeed else (NATIVE, ()))).fork()
 
 
 @functools.cache

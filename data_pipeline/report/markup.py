@@ -15,9 +15,10 @@ NUM_COLORS = 8
 
 
 def page(title: str, body: str) -> str:
-    """Return a whole page with this body."""
+    """Return a whole page with this body, in the looks of the trainer's reports."""
     text = resources.files("data_pipeline.report").joinpath("page.html").read_text("utf-8")
-    for name, value in (("title", html.escape(title)), ("body", body)):
+    style = resources.files("llmtrain.report").joinpath("page.css").read_text("utf-8")
+    for name, value in (("title", html.escape(title)), ("style", style), ("body", body)):
         text = text.replace(f"<!--{name}-->", value, 1)
     return text
 

@@ -189,7 +189,8 @@ class _Bench:
         training = config.training
         self._config, self._world, self._engine = config, world, engine
         mine = [
-            rank_rows(b, world.dp_rank, world.dp_size, training.micro_batch_size) for b in whole
+            rank_rows(b, world.dp_rank, world.dp_size, training.micro_batch_size, config.parallel)
+            for b in whole
         ]
         copies = Copies(world.device)
         self._source = _Batches(mine, copies)

@@ -18,9 +18,9 @@ from llmtrain.config.engine import DeepSpeedConfig, EngineConfig
 from llmtrain.config.parallel import (
     SEVERAL_STAGES,
     SPLIT_BACKWARD,
-    V_SCHEDULES,
     ParallelConfig,
-    resolve_dp_shard,
+    microbatches_per_rank,
+    resolve_dp,
 )
 from llmtrain.config.strict import show
 from llmtrain.errors import LayoutError
@@ -92,7 +92,7 @@ class Facts:
     def layout_problem(self) -> str | None:
         """Why the axes do not make the world; None where they do."""
         try:
-            resolve_dp_shard(self.p, self.world)
+            resolve_dp(self.p, self.world)
         except LayoutError as error:
             return str(error)
         return None
@@ -100,7 +100,12 @@ class Facts:
     @property
     def dp_shard(self) -> int:
         """Ranks along dp_shard; 1 where the axes do not make the world."""
-        return 1 if self.layout_problem else resolve_dp_shard(self.p, self.world)
+        return 1 if self.layout_problem else resolve_dp(self.p, self.world)[1]
+
+    @property
+    def dp_replicate(self) -> int:
+        """Ranks along dp_replicate; 1 where the axes do not make the world."""
+        return 1 if self.layout_problem else resolve_dp(self.p, self.world)[0]
 
     @property
     def sharded(self) -> bool:
@@ -110,7 +115,7 @@ class Facts:
     @property
     def data_ranks(self) -> int:
         """Ranks that read different rows."""
-        return self.p.dp_replicate * self.dp_shard
+        return self.dp_replicate * self.dp_shard
 
     @property
     def rows(self) -> int | None:
@@ -120,8 +125,14 @@ class Facts:
 
     @property
     def row_unit(self) -> int:
-        """Rows of which the global batch must be a multiple."""
-        return self.data_ranks * self.t.micro_batch_size
+        """Rows of which the global batch must be a multiple; ``auto`` fills up what ranks lack."""
+        return self.t.micro_batch_size * (1 if self.p.elastic else self.data_ranks)
+
+    @property
+    def row_sharers(self) -> str:
+        """What the rows are dealt out to."""
+        ranks = "" if self.p.elastic else f"{self.data_ranks} data-parallel ranks x "
+        return f"{ranks}training.micro_batch_size={self.t.micro_batch_size}"
 
     @property
     def whole_microbatches(self) -> bool:
@@ -130,8 +141,19 @@ class Facts:
 
     @property
     def microbatches(self) -> int:
-        """Micro-batches of one rank in a step; 0 where they are not whole."""
-        return self.rows // self.row_unit if self.rows and self.whole_microbatches else 0
+        """Micro-batches of one rank in a step, padding included; 0 where they are not whole."""
+        if not self.rows or not self.whole_microbatches:
+            return 0
+        whole = self.rows // self.row_unit
+        if not self.p.elastic or whole < self.fewest_microbatches:
+            return whole
+        return microbatches_per_rank(self.p, self.rows, self.data_ranks, self.t.micro_batch_size)
+
+    @property
+    def padding_rows(self) -> int:
+        """Rows without targets that fill up the batch of a step, over all ranks."""
+        run = self.microbatches * self.data_ranks * self.t.micro_batch_size
+        return run - (self.rows or 0) if run else 0
 
     @property
     def rows_per_rank(self) -> int:
@@ -141,7 +163,7 @@ class Facts:
     @property
     def fewest_microbatches(self) -> int:
         """Micro-batches that fill the pipeline: one for each stage of a pass down the ranks."""
-        return 2 * self.p.pp if self.p.schedule in V_SCHEDULES else self.p.pp
+        return self.p.fewest_microbatches
 
     @property
     def rounds(self) -> int:
@@ -205,7 +227,7 @@ class Facts:
     @property
     def replicas(self) -> bool:
         """Whether ranks hold equal parameters whose gradients this project sums itself."""
-        return self.p.dp_replicate > 1 or (self.p.cp > 1 and not self.sharded)
+        return self.dp_replicate > 1 or (self.p.cp > 1 and not self.sharded)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,7 +53,8 @@ def options(group: str, config_dirs: Sequence[Path] = ()) -> list[str]:
     return sorted({p.stem for root in roots for p in (root / group).glob("*.yaml")})
 
 
-def root_groups(root: str) -> dict[str, str | None]:
+@functools.cache
+def root_groups(root: str) -> Mapping[str, str | None]:
     """Groups that ``conf/<root>.yaml`` chooses from, with the option each has by default."""
     tree = yaml.safe_load((config_root() / f"{root}.yaml").read_text(encoding="utf-8"))
     entries = [e for e in tree.get("defaults", []) if isinstance(e, dict)]

@@ -153,7 +153,7 @@ MEMORY: tuple[Limit, ...] = (
         because="gradients are summed over these ranks after the backward",
         broken=lambda f: f.native and f.o.in_backward and not f.layout_problem and _own_sums(f),
         sentence="optimizer.in_backward=true found with parallel.tp={f.p.tp}, dp_replicate="
-        "{f.p.dp_replicate}, cp={f.p.cp} and {f.dp_shard} ranks along dp_shard: {because}; use "
+        "{f.dp_replicate}, cp={f.p.cp} and {f.dp_shard} ranks along dp_shard: {because}; use "
         "dp_shard alone",
     ),
     Limit(

@@ -1,8 +1,13 @@
 """The layout: how many ranks along each mesh axis, and how each axis works.
 
 A layout is a performance decision: none of these fields changes the numbers a run computes.
+
+With ``auto`` along dp_shard or dp_replicate the layout is worked out at every start from the number
+of processes, so that a run goes on with more or fewer of them: the same global batch is dealt out
+anew, and what does not divide is filled up with rows that have no targets.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,8 +38,11 @@ class ParallelConfig:
 
     pp: int = 1
     """Pipeline ranks."""
-    dp_replicate: int = 1
-    """Data-parallel replicas that each hold everything of their stage."""
+    dp_replicate: int | Literal["auto"] = 1
+    """Data-parallel replicas that each hold everything of their stage.
+
+    ``auto`` takes all ranks that the other axes leave; dp_shard is then a number.
+    """
     dp_shard: int | Literal["auto"] = "auto"
     """Data-parallel ranks that share parameters, gradients and optimizer state (FSDP2).
 
@@ -83,8 +91,25 @@ class ParallelConfig:
         """Refuse axes below 1 and shares beyond 0 and 1."""
         problems = below(self, 1, "pp", "dp_replicate", "dp_shard", "cp", "tp", "stages_per_rank")
         problems += below(self, 0, "fsdp_prefetch")
+        if self.dp_replicate == self.dp_shard == "auto":
+            problems.append(
+                "dp_replicate=auto and dp_shard=auto found, but one alone can take the ranks that "
+                "are left; set dp_shard=1 for plain replicas, or the ranks of a node"
+            )
         if problems := problems + outside(self, 0, 1, "recompute_budget"):
             raise ConfigError(problems)
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of data-parallel ranks follows from the number of processes."""
+        return "auto" in (self.dp_replicate, self.dp_shard)
+
+    @property
+    def fewest_microbatches(self) -> int:
+        """Micro-batches that fill the pipeline: one for each stage of a pass down the ranks."""
+        if self.pp == 1:
+            return 1
+        return 2 * self.pp if self.schedule in V_SCHEDULES else self.pp
 
     @property
     def num_stages_per_rank(self) -> int:
@@ -101,45 +126,63 @@ class ParallelConfig:
 
 def implied_world_size(parallel: ParallelConfig) -> int:
     """The fewest processes the layout runs on: ``auto`` counts as 1."""
-    shard = 1 if parallel.dp_shard == "auto" else parallel.dp_shard
-    return _other_axes(parallel) * shard
+    return math.prod(1 if size == "auto" else size for size in _axes(parallel).values())
 
 
-def resolve_dp_shard(parallel: ParallelConfig, world_size: int) -> int:
-    """Ranks along dp_shard on ``world_size`` processes.
+def resolve_dp(parallel: ParallelConfig, world_size: int) -> tuple[int, int]:
+    """Ranks along dp_replicate and along dp_shard on ``world_size`` processes.
 
     Raises:
         LayoutError: the axes do not multiply to the number of processes.
     """
     needed = implied_world_size(parallel)
-    exact = parallel.dp_shard != "auto"
-    if world_size % needed == 0 and (world_size == needed or not exact):
-        return world_size // _other_axes(parallel)
-    axes = {name: getattr(parallel, name) for name in ("pp", "dp_replicate", "cp", "tp")}
-    shown = [f"parallel.{name}={size}" for name, size in axes.items() if size > 1]
-    if exact:
-        shown.append(f"parallel.dp_shard={parallel.dp_shard}")
+    if world_size % needed == 0 and (world_size == needed or parallel.elastic):
+        left = world_size // needed
+        replicate, shard = parallel.dp_replicate, parallel.dp_shard
+        return left if replicate == "auto" else replicate, left if shard == "auto" else shard
+    shown = [
+        f"parallel.{name}={size}"
+        for name, size in _axes(parallel).items()
+        if size != "auto" and (size > 1 or name == "dp_shard")
+    ]
     found = " x ".join(shown)
-    wrong = f"makes {needed} ranks" if exact else "does not divide the ranks"
+    wrong = "does not divide the ranks" if parallel.elastic else f"makes {needed} ranks"
     raise LayoutError(
         f"{found} {wrong}, started were {world_size}; {_way_out(parallel, world_size)} "
         f"or start torchrun --nproc-per-node {needed} -m llmtrain ..."
     )
 
 
-def _other_axes(parallel: ParallelConfig) -> int:
-    return parallel.pp * parallel.dp_replicate * parallel.cp * parallel.tp
+def microbatches_per_rank(
+    parallel: ParallelConfig, rows: int, data_ranks: int, micro_batch_size: int
+) -> int:
+    """Micro-batches each of ``data_ranks`` runs of a global batch of ``rows``.
+
+    As many as hold all rows and fill the pipeline; those beyond the batch are padding.
+    """
+    count = max(-(-rows // (data_ranks * micro_batch_size)), parallel.fewest_microbatches)
+    if parallel.pp > 1 and parallel.schedule.startswith("interleaved"):
+        while count % (count // parallel.pp):  # they are taken in equal rounds of at least pp
+            count += 1
+    return count
+
+
+def _axes(parallel: ParallelConfig) -> dict[str, int | Literal["auto"]]:
+    names = ("pp", "dp_replicate", "cp", "tp", "dp_shard")
+    return {name: getattr(parallel, name) for name in names}
 
 
 def _way_out(parallel: ParallelConfig, world_size: int) -> str:
     """The overrides that fit ``world_size`` processes."""
-    rest = parallel.dp_replicate * parallel.cp * parallel.tp
+    fixed = {n: s for n, s in _axes(parallel).items() if s != "auto" and n != "pp"}
+    if not parallel.elastic:
+        del fixed["dp_shard"]
+    rest = math.prod(size for size in fixed.values())
     fit = [n for n in range(1, world_size + 1) if world_size % (n * rest) == 0]
     if not fit:
-        names = [n for n in ("dp_replicate", "cp", "tp") if getattr(parallel, n) > 1]
-        product = " x ".join(f"parallel.{name}" for name in names)
+        product = " x ".join(f"parallel.{name}" for name, size in fixed.items() if size > 1)
         return f"use a {product} that divides {world_size}"
     if parallel.pp in fit:
         return "use parallel.dp_shard=auto"
     choices = f"in {{{', '.join(map(str, fit))}}}" if len(fit) > 1 else "of 1"
-    return f"use parallel.pp {choices}" + ("" if parallel.dp_shard == "auto" else ", dp_shard=auto")
+    return f"use parallel.pp {choices}" + ("" if parallel.elastic else ", dp_shard=auto")

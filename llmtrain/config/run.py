@@ -11,6 +11,7 @@ from pathlib import PurePath
 from llmtrain.config.data import DataConfig, TokenizerConfig
 from llmtrain.config.engine import EngineConfig
 from llmtrain.config.fields import FATAL
+from llmtrain.config.guard import GuardConfig
 from llmtrain.config.mixture import (
     AdaptiveMixture,
     ConstantMixture,
@@ -66,6 +67,8 @@ class RunConfig:
     """When to save."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Held-out loss on the way."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    """What is done about spikes and updates that cannot be made."""
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     """What to log."""
 
@@ -240,6 +243,17 @@ def skipped_steps_are_in_the_run(config: RunConfig, world: int) -> str | None:
     )
 
 
+def updates_can_be_skipped(config: RunConfig, world: int) -> str | None:
+    """A spiking update is known before anything of it is made."""
+    if "skip" not in config.guard.on_spike or not config.optimizer.in_backward:
+        return None
+    return (
+        f"guard.on_spike=[{','.join(config.guard.on_spike)}] skips whole updates, with "
+        "optimizer.in_backward=true they are made before the gradient norm is known; use "
+        "guard.on_spike=[rollback] or optimizer.in_backward=false"
+    )
+
+
 def fim_tokens_are_known(config: RunConfig, world: int) -> str | None:
     """The model has rows for the tokens of fill-in-the-middle."""
     fim, vocab_size = config.data.fim, config.model.vocab_size
@@ -285,6 +299,7 @@ RULES: tuple[Rule, ...] = (
     sequence_fits_the_model,
     schedule_fits_the_run,
     skipped_steps_are_in_the_run,
+    updates_can_be_skipped,
     fim_tokens_are_known,
     best_checkpoints_are_measured,
 )

@@ -25,15 +25,15 @@ NATIVE: tuple[Limit, ...] = (
     ),
     Limit(
         concerns="batch",
-        refused="a global batch that data-parallel ranks x `micro_batch_size` do not divide",
+        refused="a global batch that data-parallel ranks x `micro_batch_size` do not divide; with "
+        "`auto` along a data-parallel axis one that `micro_batch_size` does not divide",
         because="every rank runs the same whole number of micro-batches",
         broken=lambda f: (
             f.layout_problem is None and f.rows is not None and not f.whole_microbatches
         ),
         sentence="training.global_batch_tokens={f.t.global_batch_tokens} is {f.rows} rows, which "
-        "{f.data_ranks} data-parallel ranks x training.micro_batch_size={f.t.micro_batch_size} do "
-        "not divide: {because}; use training.global_batch_tokens={f.near_batch_tokens} or another "
-        "micro_batch_size",
+        "{f.row_sharers} does not divide: {because}; use training.global_batch_tokens="
+        "{f.near_batch_tokens} or another micro_batch_size",
     ),
     Limit(
         concerns="pipeline",

@@ -19,6 +19,11 @@ class TraceConfig:
     """Address of a document whose steps are told."""
     doc: str | None = None
     """Id of such a document, or its beginning."""
+    attempt: int | None = None
+    """Start of the run, as in events.jsonl, whose batches are told; null means those that count.
+
+    They differ where the guard went back at the end of that start, or of a later one.
+    """
     planned: bool = False
     """Look at the steps up to the planned end of the run, not only at those it has done."""
     rank: int | None = None
@@ -49,7 +54,7 @@ class TraceConfig:
 
     def __post_init__(self) -> None:
         """Refuse what names no batch and no document, or both."""
-        problems = below(self, 1, "step", "dp_size") + below(self, 0, "rank")
+        problems = below(self, 1, "step", "dp_size", "attempt") + below(self, 0, "rank")
         given = [name for name in ("step", "url", "doc") if getattr(self, name) is not None]
         problems += [
             f"{name} is empty; give its value" for name in given if getattr(self, name) == ""

@@ -31,11 +31,17 @@ class TrainingConfig:
     """Weight of the squared log of the softmax denominator in the loss (arXiv:2204.02311, 5)."""
     stop_at_step: int | None = None
     """Save and stop after this step of the schedule; null runs to the end."""
+    max_time_s: float | None = None
+    """Seconds after a start at which it has saved and stopped, as if asked to; null sets none.
+
+    In a job of Slurm the end of the job is such a limit, too.
+    """
 
     def __post_init__(self) -> None:
         """Refuse counts below 1."""
         names = ("num_tokens", "sequence_length", "global_batch_tokens", "micro_batch_size")
         problems = below(self, 1, *names, "stop_at_step") + below(self, 0, "seed", "z_loss_weight")
+        problems += not_positive(self, "max_time_s")
         problems += _unordered("batch_ramp", self.batch_ramp)
         problems += _unordered("length_ramp", self.length_ramp)
         if problems:
@@ -183,6 +189,12 @@ class CheckpointConfig:
 
     every_steps: int = 500
     """Steps between checkpoints; the last step of a run is always saved."""
+    grace_s: float = 30.0
+    """Seconds between a request to stop and the end by force; a step and a save have to fit.
+
+    torchrun, Kubernetes and Slurm's KillWait give 30; `llmtrain launch` asks launch.signal_s
+    before the end of a job of Slurm.
+    """
     asynchronous: bool = True
     """Copy the state to host memory and write it behind the training; false writes it at once.
 
@@ -207,7 +219,7 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         """Refuse counts below 1, and what no evaluation measures."""
         problems = below(self, 1, "every_steps", "keep_last", "keep_every_steps")
-        problems += below(self, 0, "keep_best")
+        problems += below(self, 0, "keep_best") + not_positive(self, "grace_s")
         kind, slash, name = self.best_metric.partition("/")
         if kind != "validation_loss" or (slash and not name):
             problems.append(
@@ -259,11 +271,15 @@ class MonitorConfig:
     Each costs one more forward pass of the batch.
     """
     hang_s: float | None = 300.0
-    """Seconds without the end of a step that are an event and an alert; null is off."""
-    spike_zscore: float | None = 6.0
-    """Robust deviations above the median of 50 rows at which loss or gradient norm spike; null off.
+    """Seconds a rank may stand still before the rank at fault is named; null is off.
 
-    A spike is an event and an alert; nothing acts on it.
+    A start, the first step of a shape, an evaluation batch and a save may take 0.9 of
+    engine.timeout_s where that is more; below it collectives end by themselves.
+    """
+    hang_action: Literal["end", "report"] = "end"
+    """After a hang: end the ranks, for the launcher to start them again; or only say so.
+
+    One process alone, for which nobody waits, is only reported.
     """
     peak_tflops: float | None = None
     """Peak TFLOP/s of one device for MFU; null takes the known peak of the GPU, else no MFU."""
@@ -287,7 +303,7 @@ class MonitorConfig:
         problems = below(
             self, 1, "log_every_steps", "document_loss_every_steps", "attention_logits_every_steps"
         )
-        problems += not_positive(self, "peak_tflops", "hang_s", "spike_zscore")
+        problems += not_positive(self, "peak_tflops", "hang_s")
         problems += [
             f"document_loss_steps.{i}={step} must be at least 1, the first step"
             for i, step in enumerate(self.document_loss_steps)

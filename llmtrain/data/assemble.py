@@ -40,20 +40,24 @@ def assemble_windows(
     num_microbatches: int,
     epochs: Int64Array | None = None,
     fim: FillInMiddle | None = None,
+    num_units: int | None = None,
 ) -> StepBatch:
     """Return the rows of windows ``windows[u]`` of source ``sources[u]``, [U * k, S] tokens.
 
     A window of ``unit_tokens`` gives k = unit_tokens // ``sequence_length`` rows. ``epochs[u]``,
-    null for the first, is read by ``fim`` alone.
+    null for the first, is read by ``fim`` alone. Rows of padding make ``num_units`` of fewer
+    windows.
     """
     parts = []
     for source in np.unique(sources).tolist():
         units = np.flatnonzero(sources == source)
         pieces = orders[source].pieces(windows[units])
         parts.append((orders[source].store, pieces._replace(row=units[pieces.row])))
-    rows = _Rows(len(sources) * unit_tokens, sequence_length)
+    shown = np.zeros(len(sources) if num_units is None else num_units, dtype=np.int32)
+    shown[: len(sources)] = sources
+    rows = _Rows(len(shown) * unit_tokens, sequence_length)
     starts = _fill(rows, parts, unit_tokens)
-    if fim is not None:
+    if fim is not None and parts:
         documents = _stretches([p for _, p in parts], starts, unit_tokens, rows.total)
         unit = documents.place // unit_tokens
         epoch = np.zeros_like(unit) if epochs is None else epochs[unit]
@@ -61,7 +65,7 @@ def assemble_windows(
         rows.without_target(
             fim.apply(documents, sources[unit], epoch, ends, rows.tokens, rows.targets)
         )
-    return rows.batch(np.repeat(sources, unit_tokens // sequence_length), num_microbatches)
+    return rows.batch(np.repeat(shown, unit_tokens // sequence_length), num_microbatches)
 
 
 def assemble_pieces(

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from llmtrain.config.parallel import microbatches_per_rank
 from llmtrain.config.run import RunConfig
 from llmtrain.data.assemble import assemble_pieces
 from llmtrain.data.batch import StepBatch
@@ -80,7 +81,9 @@ def held_out_of(config: RunConfig, dp_rank: int, dp_size: int) -> EvaluationBatc
         open_sources(data.validation, data.cache_dir, check=False),
         sequence_length=training.sequence_length,
         micro_batch_size=training.micro_batch_size,
-        num_microbatches=training.global_batch_size // dp_size // training.micro_batch_size,
+        num_microbatches=microbatches_per_rank(
+            config.parallel, training.global_batch_size, dp_size, training.micro_batch_size
+        ),
         dp_rank=dp_rank,
         dp_size=dp_size,
         max_windows=config.evaluation.windows_per_source,

@@ -27,6 +27,8 @@ class Skip:
     """0-based step from which on all units are later ones."""
     num_units: int
     """Units left out before it."""
+    by_guard: bool = False
+    """Whether the run decided it (guard.on_spike), and not its configuration (data.skip_steps)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """The batches of one rank: rows of the global batch, read ahead of the step.
 
 Ranks take contiguous units of the same global batch, so the batch does not depend on how many there
-are; what the batch of a step is made of is the plan's to say.
+are; what the batch of a step is made of is the plan's to say. Where the units do not make the same
+whole micro-batches for every rank, the last ranks are filled up with rows that have no targets.
 
     with Batches(plan, dp_rank=0, dp_size=2, micro_batch_size=8, prefetch=2) as batches:
         batches.at(0)
@@ -14,10 +15,12 @@ from types import TracebackType
 
 import numpy as np
 
+from llmtrain.config.parallel import ParallelConfig, microbatches_per_rank
 from llmtrain.data.assemble import assemble_windows
 from llmtrain.data.batch import StepBatch
 from llmtrain.data.plan import BatchPlan, StepWindows
-from llmtrain.errors import ConfigError
+
+ONE_STAGE = ParallelConfig()
 
 logger = logging.getLogger(__name__)
 
@@ -32,26 +35,20 @@ class Batches:
         dp_rank: int = 0,
         dp_size: int = 1,
         micro_batch_size: int,
+        parallel: ParallelConfig = ONE_STAGE,
         prefetch: int = 2,
         finish: Callable[[StepBatch], StepBatch] = lambda batch: batch,
     ) -> None:
         """Serve rank ``dp_rank`` of ``dp_size``; ``prefetch`` global batches are read ahead.
 
-        ``micro_batch_size`` counts units: rows of the longest sequence length. ``finish`` is called
-        with each batch where it is read, ahead of the step (train/feed.py copies it to a device).
-
-        Raises:
-            ConfigError: a global batch is no multiple of dp_size * micro_batch_size.
+        ``micro_batch_size`` counts units: rows of the longest sequence length. ``parallel`` says
+        how many micro-batches a pipeline needs. ``finish`` is called with each batch where it is
+        read, ahead of the step (train/feed.py copies it to a device).
         """
-        for units, _ in plan.steps.shapes():
-            if units % (dp_size * micro_batch_size):
-                raise ConfigError(
-                    f"the global batch of {units} sequences is no multiple of {dp_size} "
-                    f"data-parallel ranks * micro_batch_size={micro_batch_size}; change one"
-                )
         self.plan = plan
         self._dp_rank, self._dp_size = dp_rank, dp_size
         self._micro_batch_size = micro_batch_size
+        self._parallel = parallel
         self._prefetch = prefetch
         self._finish = finish
         self._reader = ThreadPoolExecutor(1, "batches") if prefetch else None
@@ -79,7 +76,9 @@ class Batches:
     def _read(self, step: int) -> StepBatch:
         chosen = self.plan.windows(step)
         self._log_epochs(chosen)
-        units = len(chosen.sources) // self._dp_size
+        size = self._micro_batch_size
+        count = microbatches_per_rank(self._parallel, len(chosen.sources), self._dp_size, size)
+        units = count * size
         own = slice(self._dp_rank * units, (self._dp_rank + 1) * units)
         batch = assemble_windows(
             self.plan.orders,
@@ -87,7 +86,8 @@ class Batches:
             chosen.windows[own],
             unit_tokens=self.plan.steps.unit_tokens,
             sequence_length=chosen.sequence_length,
-            num_microbatches=units // self._micro_batch_size,
+            num_microbatches=count,
+            num_units=units,
             epochs=chosen.epochs[own],
             fim=self.plan.fim,
         )

@@ -212,6 +212,19 @@ class BatchPlan:
             digest.update(np.ascontiguousarray(part, dtype="<i8").tobytes())
         return str(digest.hexdigest(length=8))
 
+    def leave_out(self, step: int, last: int) -> Skip:
+        """Return what leaves out all units from those of 0-based ``step`` to the end of ``last``.
+
+        It takes the place of what the guard left out from ``step`` on.
+        """
+        end, start = sum(self._units(last)), self.steps.shape(step).first_unit
+        before = sum(
+            skip.num_units
+            for skip in self.journal.skips
+            if skip.step < step or (skip.step == step and not skip.by_guard)
+        )
+        return Skip(step, end - start - before, by_guard=True)
+
     def first_unit(self, step: int) -> int:
         """Return the first unit of the stream that 0-based step ``step`` takes."""
         return self._units(step)[0]

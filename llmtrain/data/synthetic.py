@@ -12,8 +12,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from llmtrain.config.parallel import ParallelConfig, microbatches_per_rank
 from llmtrain.data.batch import IGNORE_INDEX, StepBatch
+
+ONE_STAGE = ParallelConfig()
 
 _MEAN_DOCUMENTS = 4
 
@@ -56,17 +60,33 @@ def synthetic_batch(shape: BatchShape, seed: int, step: int) -> StepBatch:
     )
 
 
-def rank_rows(batch: StepBatch, dp_rank: int, dp_size: int, micro_batch_size: int) -> StepBatch:
-    """Cut the rows of one data-parallel rank out of a global batch."""
-    count = batch.tokens.shape[0] // dp_size
-    rows = slice(dp_rank * count, (dp_rank + 1) * count)
+def rank_rows(
+    batch: StepBatch,
+    dp_rank: int,
+    dp_size: int,
+    micro_batch_size: int,
+    parallel: ParallelConfig = ONE_STAGE,
+) -> StepBatch:
+    """Cut the rows of one data-parallel rank out of a global batch, filled up as in training."""
+    num_rows, length = batch.tokens.shape
+    count = microbatches_per_rank(parallel, num_rows, dp_size, micro_batch_size)
+    share = count * micro_batch_size
+    rows = slice(dp_rank * share, (dp_rank + 1) * share)
+    missing = share - len(batch.tokens[rows])
+
+    def filled(values: Tensor, padding: int) -> Tensor:
+        rest = values.new_full((missing, *values.shape[1:]), padding)
+        return torch.cat([values[rows], rest]) if missing else values[rows]
+
+    positions = filled(batch.positions, 0)
+    positions[share - missing :] = torch.arange(length, dtype=positions.dtype)
     return replace(
         batch,
-        tokens=batch.tokens[rows],
-        targets=batch.targets[rows],
-        positions=batch.positions[rows],
-        document_ids=batch.document_ids[rows],
-        loss_weight=batch.loss_weight[rows],
-        source_ids=batch.source_ids[rows],
-        num_microbatches=count // micro_batch_size,
+        tokens=filled(batch.tokens, 0),
+        targets=filled(batch.targets, IGNORE_INDEX),
+        positions=positions,
+        document_ids=filled(batch.document_ids, 0),
+        loss_weight=filled(batch.loss_weight, 0),
+        source_ids=filled(batch.source_ids, 0),
+        num_microbatches=count,
     )

@@ -31,6 +31,7 @@ from llmtrain.engine.step import (
     within,
 )
 from llmtrain.errors import ConfigError
+from llmtrain.hang.heartbeat import Phase
 from llmtrain.parallel.local import LocalModel
 from llmtrain.parallel.matrices import matrix_map
 from llmtrain.parallel.scopes import OPTIMIZER, scope
@@ -77,11 +78,13 @@ class NativeEngine:
         if self._in_backward is not None:
             return self._train_in_backward(self._in_backward, batch, lr, weight)
         mine = self._local.run(batch, scale=1.0 / weight, training=True)
+        self._world.beat.at(Phase.OPTIMIZER)
         gradients = self._local.reduce_gradients()
         squares, sums = self._rank_sums.add(self._squares(gradients), mine)
         grad_norm = squares.sum().sqrt()
         applied = within(sums["loss_sum"] / weight, grad_norm, limits)
         self._update(gradients, lr, grad_norm, applied)
+        self._world.beat.at(Phase.OBSERVE)
         return step_result(sums, weight, grad_norm, applied, self._dtype, squares)
 
     def _train_in_backward(
@@ -96,13 +99,16 @@ class NativeEngine:
         updates.count(squares)
         grad_norm = squares.sum().sqrt()
         applied = torch.isfinite(grad_norm)
+        self._world.beat.at(Phase.OBSERVE)
         return step_result(sums, weight, grad_norm, applied, self._dtype, squares)
 
     def eval_step(self, batch: StepBatch) -> StepResult:
         """Forward only, over the same kind of batch."""
+        self._world.beat.at(Phase.EVALUATE)
         weight = count_targets(batch, self._world)
         mine = self._local.run(batch, scale=None, training=False)
         _, sums = self._rank_sums.add(self._squares([]), mine)
+        self._world.beat.at(Phase.OBSERVE)
         zero = torch.zeros((), dtype=torch.float64, device=self._world.device)
         return step_result(sums, weight, zero, zero.bool(), self._dtype)
 

@@ -1,162 +1,291 @@
-"""Sampling text from a model with a KV cache, many prompts at once.
+"""``llmtrain generate``: prompts in, continuations out, as text or JSON lines.
 
-Invariant: what a prompt gives depends on the prompt, its index, the seed and the sampling alone,
-not on the prompts beside it (but for rounding); greedy sampling equals running the whole text
-through the model anew for every token.
+Prompts are continued ``batch_size`` at a time; what each gives does not depend on that number, for
+every continuation has a random stream of its own (prompt after prompt, sample after sample).
 
-    llmtrain generate run=runs/demo prompt='Return the' max_new_tokens=64
+    llmtrain generate run=runs/demo 'prompt=Return the' max_new_tokens=64 'stop=["."]'
+    llmtrain generate run=runs/chat prompts_file=questions.jsonl format=jsonl out=answers.jsonl
+    torchrun --nproc-per-node 2 -m llmtrain generate run=runs/large parallel.tp=2 prompt=Hello
 """
 
-import hashlib
+import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-
-import torch
-from torch import Tensor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TextIO
 
 from llmtrain.config.generate import GenerateConfig
-from llmtrain.errors import ConfigError
-from llmtrain.eval.trained import load_run
-from llmtrain.model.cache import KeyValueCache
-from llmtrain.model.transformer import Transformer
+from llmtrain.errors import ConfigError, DataError
+from llmtrain.eval.decoding import generate
+from llmtrain.eval.sampling import Sampling
+from llmtrain.eval.text_stream import TextStream
+from llmtrain.eval.trained import TrainedRun, opened_run
+from llmtrain.tokenizer.prompts import PromptEncoder
 from llmtrain.train.rundir import write_json
 
-PADDING = -1
-"""Document id of the tokens that fill short prompts on the left; no real token sees them."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One text to continue."""
+
+    prompt: str
+    """Its text; of a conversation, as the chat template lays it out."""
+    ids: tuple[int, ...]
+    """Its tokens."""
+    answer_only: bool = False
+    """Whether the prompt is markup that is not shown before its continuation."""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """What else its line in the file holds."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sampling:
-    """How the next token is chosen."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Continuation:
+    """What a request gave."""
 
-    max_new_tokens: int
-    """Tokens to add at most."""
-    temperature: float = 1.0
-    """Divides the logits; 0 takes the likeliest token."""
-    top_k: int | None = None
-    """Sample among the k likeliest tokens only; null means all."""
-    top_p: float | None = None
-    """Sample among the likeliest tokens that hold this probability; null means all."""
-    seed: int = 0
-    """Seed of the draws; row i of a call has its own stream."""
+    request: Request
+    """The request."""
+    text: str
+    """The new text."""
+    ids: tuple[int, ...]
+    """The new tokens, those of a stop string included."""
+    ended: Literal["end", "stop", "length"]
+    """A token that ends texts, a stop string, or the limit."""
 
 
-@torch.no_grad()
-def generate(
-    model: Transformer,
-    prompts: Sequence[Sequence[int]],
+def continue_requests(
+    run: TrainedRun,
+    encoder: PromptEncoder,
+    requests: Sequence[Request],
     sampling: Sampling,
-    eos_id: int | None = None,
-    vocab_size: int | None = None,
-) -> list[list[int]]:
-    """Continue each prompt until ``eos_id`` or the limit; returns the new ids, without the EOS.
+    *,
+    stop: Sequence[str] = (),
+    stop_ids: Sequence[int] = (),
+    streams: Sequence[int] | None = None,
+    show: Callable[[int, str], None] | None = None,
+) -> list[Continuation]:
+    """Continue requests together, in their order; ``show`` gets (request, new text) as it comes."""
+    texts = [TextStream(encoder.decode, request.ids, stop) for request in requests]
 
-    ``vocab_size`` is the tokenizer's: rows of the head beyond it are padding and never chosen.
+    def watch(row: int, token: int) -> bool:
+        fresh = texts[row].push(token)
+        if fresh and show is not None:
+            show(row, fresh)
+        return texts[row].stopped
+
+    found = generate(
+        run.model, [request.ids for request in requests], sampling, watch=watch, streams=streams,
+        stop_ids={encoder.tokenizer.eos_id, *stop_ids}, vocab_size=encoder.tokenizer.vocab_size,
+    )  # fmt: skip
+    made = []
+    for row, (request, text, ids) in enumerate(zip(requests, texts, found, strict=True)):
+        rest = text.finish()
+        if rest and show is not None:
+            show(row, rest)
+        short = len(ids) < sampling.max_new_tokens
+        ended: Literal["end", "stop", "length"] = (
+            "stop" if text.stopped else "end" if short else "length"
+        )
+        made.append(Continuation(request=request, text=text.text, ids=tuple(ids), ended=ended))
+    return made
+
+
+def read_requests(config: GenerateConfig, encoder: PromptEncoder) -> list[Request]:
+    """Make a request of every prompt of the command line or of its file.
 
     Raises:
-        ValueError: a prompt is empty.
+        DataError: a line of the file is no prompt, or there is no chat template to use.
     """
-    if not prompts or any(len(prompt) == 0 for prompt in prompts):
-        raise ValueError("every prompt needs at least one token")
-    like = next(model.parameters())
-    tokens, positions, document_ids = _left_padded(prompts, like.device)
-    capacity = tokens.shape[1] + sampling.max_new_tokens
-    cache = KeyValueCache(model.config, len(prompts), capacity, like)
-    draws = _draws(sampling, len(prompts)).to(like.device)
-    last = torch.zeros(len(prompts), 1, dtype=document_ids.dtype, device=like.device)
-    finished = torch.zeros(len(prompts), dtype=torch.bool, device=like.device)
-    chosen: list[Tensor] = []
-    for step in range(sampling.max_new_tokens):
-        hidden = model(tokens, positions, document_ids, cache)
-        ids = choose(model.logits(hidden[:, -1])[:, :vocab_size], draws[:, step], sampling)
-        chosen.append(ids)
-        if eos_id is not None:
-            finished |= ids == eos_id
-            if bool(finished.all()):
-                break
-        tokens, positions, document_ids = ids[:, None], positions[:, -1:] + 1, last
-    return [_until(row, eos_id) for row in torch.stack(chosen, dim=1).tolist()]
-
-
-def choose(logits: Tensor, draws: Tensor, sampling: Sampling) -> Tensor:
-    """Pick one id per row of logits [B, V]: the likeliest, or by a draw [B] in [0, 1)."""
-    if sampling.temperature == 0:
-        return logits.argmax(dim=-1)
-    scaled = logits.double() / sampling.temperature
-    ranked, ids = scaled.sort(dim=-1, descending=True, stable=True)
-    if sampling.top_k is not None:
-        ranked, ids = ranked[:, : sampling.top_k], ids[:, : sampling.top_k]
-    mass = ranked.softmax(dim=-1).cumsum(dim=-1)
-    if sampling.top_p is not None:
-        # The first token is always kept; each next one only while those before hold less.
-        kept = (mass[:, :-1] < sampling.top_p).sum(dim=-1, keepdim=True)
+    if config.prompts_file is not None:
+        rows = _rows(Path(config.prompts_file))
     else:
-        kept = torch.full_like(ids[:, :1], mass.shape[1] - 1)
-    total = mass.gather(1, kept)
-    rank = torch.searchsorted(mass, draws.double()[:, None] * total, right=True)
-    return ids.gather(1, rank.minimum(kept))[:, 0]
+        prompts = (config.prompt,) if isinstance(config.prompt, str) else config.prompt
+        rows = [{"prompt": prompt} for prompt in prompts]
+    return [_request(row, config, encoder) for row in rows]
 
 
-def _left_padded(
-    prompts: Sequence[Sequence[int]], device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Lay prompts out as tokens, positions and document ids [B, P] that end together."""
-    width = max(len(prompt) for prompt in prompts)
-    tokens = torch.zeros(len(prompts), width, dtype=torch.int64)
-    positions = torch.zeros_like(tokens)
-    document_ids = torch.full_like(tokens, PADDING)
-    for row, prompt in enumerate(prompts):
-        first = width - len(prompt)
-        tokens[row, first:] = torch.tensor(prompt)
-        positions[row, first:] = torch.arange(len(prompt))
-        document_ids[row, first:] = 0
-    return tokens.to(device), positions.to(device), document_ids.to(device)
-
-
-def _draws(sampling: Sampling, num_rows: int) -> Tensor:
-    """Uniform numbers [B, max_new_tokens] on the CPU; each row from its own stream."""
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Read a file of prompts."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"prompts_file={path} cannot be read: {error}") from None
+    if path.suffix != ".jsonl":
+        return [{"prompt": line} for line in lines if line]
     rows = []
-    for row in range(num_rows):
-        digest = hashlib.blake2b(f"{sampling.seed}/generate/{row}".encode(), digest_size=7).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
-        rows.append(torch.rand(sampling.max_new_tokens, generator=generator))
-    return torch.stack(rows)
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        known = isinstance(row, dict) and (
+            isinstance(row.get("prompt"), str) or isinstance(row.get("messages"), list)
+        )
+        if not known:
+            raise DataError(
+                f'{path}:{number} is no prompt; expected {{"prompt": TEXT}} or '
+                '{"messages": [{"role": "user", "content": TEXT}, ...]}'
+            )
+        rows.append(row)
+    return rows
 
 
-def _until(ids: list[int], eos_id: int | None) -> list[int]:
-    return ids[: ids.index(eos_id)] if eos_id in ids else ids
+def _request(row: Mapping[str, Any], config: GenerateConfig, encoder: PromptEncoder) -> Request:
+    fields = {name: value for name, value in row.items() if name not in ("prompt", "messages")}
+    messages = row.get("messages")
+    if messages is None and config.chat:
+        messages = [{"role": "user", "content": row["prompt"]}]
+    if messages is None:
+        text = str(row["prompt"])
+        ids = encoder.encode(text) or [encoder.tokenizer.eos_id]
+        return Request(prompt=text, ids=tuple(ids), fields=fields)
+    if config.system is not None:
+        messages = [{"role": "system", "content": config.system}, *messages]
+    text = encoder.chat(messages)
+    ids = encoder.encode(text, prefix=False)
+    return Request(prompt=text, ids=tuple(ids), answer_only=True, fields=fields)
 
 
-def main(config: GenerateConfig) -> int:
-    """Write each prompt and its continuations to standard output, an empty line between them.
+def stop_token_ids(names: Sequence[str | int], encoder: PromptEncoder) -> list[int]:
+    """Return the ids of stop tokens given by id or name.
 
-    Without a prompt the text starts from EOS, the end of the document before.
+    Raises:
+        ConfigError: the tokenizer has no such token.
     """
-    run = load_run(config.run, config.step)
-    texts = (config.prompt,) if isinstance(config.prompt, str) else config.prompt
-    tokenizer = run.tokenizer()
-    texts = tuple(text for text in texts for _ in range(config.num_samples))
-    prompts = [tokenizer.encode(text) or [tokenizer.eos_id] for text in texts]
-    longest = max(len(prompt) for prompt in prompts) + config.max_new_tokens
+    ids = []
+    for name in names:
+        token = name if isinstance(name, int) else encoder.special.get(name, -1)
+        if not 0 <= token < encoder.tokenizer.vocab_size:
+            raise ConfigError(
+                f"stop_tokens has {name!r}, which is no token of its own; use an id below "
+                f"{encoder.tokenizer.vocab_size} or one of {', '.join(encoder.special) or 'none'}, "
+                "or stop for a text"
+            )
+        ids.append(token)
+    return ids
+
+
+def _check_length(requests: Sequence[Request], config: GenerateConfig, run: TrainedRun) -> None:
+    longest = max((len(request.ids) for request in requests), default=0) + config.max_new_tokens
     if longest > run.config.model.max_position_embeddings:
         raise ConfigError(
             f"prompt and max_new_tokens={config.max_new_tokens} make {longest} tokens, the model "
             f"is meant for {run.config.model.max_position_embeddings}; shorten the prompt or lower "
             "max_new_tokens"
         )
-    sampling = Sampling(
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        seed=config.seed,
-    )
-    outputs = generate(run.model, prompts, sampling, tokenizer.eos_id, tokenizer.vocab_size)
-    samples = [(text, tokenizer.decode(ids)) for text, ids in zip(texts, outputs, strict=True)]
-    sys.stdout.write("\n\n".join(text + written for text, written in samples) + "\n")
-    if config.save:
-        kept = [{"prompt": text, "completion": written, **asdict(sampling)}
-                for text, written in samples]  # fmt: skip
-        write_json(run.directory.path / "samples.json", {"step": run.step, "samples": kept})
+
+
+class _Writer:
+    """Writes continuations, or the text of one while it is made."""
+
+    def __init__(self, out: TextIO, config: GenerateConfig, streaming: bool) -> None:
+        self._out = out
+        self._jsonl = config.format == "jsonl"
+        self._streaming = streaming
+        self._count = 0
+
+    def begin(self, request: Request) -> None:
+        """Show the prompt of what follows."""
+        if self._streaming:
+            self._text(("\n" if self._count else "") + _head(request))
+
+    def show(self, row: int, text: str) -> None:
+        """Show more text."""
+        self._text(text)
+
+    def end(self, made: Continuation, sample: int) -> None:
+        """Show a continuation, or the end of one that was shown."""
+        if self._streaming:
+            self._text("\n")
+        elif self._jsonl:
+            row = {
+                **made.request.fields, "prompt": made.request.prompt, "sample": sample,
+                "completion": made.text, "ids": made.ids, "ended": made.ended,
+            }  # fmt: skip
+            self._text(json.dumps(row, ensure_ascii=False) + "\n")
+        else:
+            self._text(("\n" if self._count else "") + _head(made.request) + made.text + "\n")
+        self._count += 1
+
+    def _text(self, text: str) -> None:
+        self._out.write(text)
+        self._out.flush()
+
+
+def _head(request: Request) -> str:
+    return "" if request.answer_only else request.prompt
+
+
+@contextmanager
+def _output(config: GenerateConfig, rank: int) -> Iterator[TextIO | None]:
+    """Where rank 0 writes; None on the others."""
+    if rank > 0:
+        yield None
+    elif config.out is None:
+        yield sys.stdout
+    else:
+        try:
+            file = Path(config.out).open("w", encoding="utf-8")  # noqa: SIM115
+        except OSError as error:
+            raise ConfigError(f"out={config.out} cannot be written: {error}") from None
+        with file:
+            yield file
+
+
+def main(config: GenerateConfig) -> int:
+    """Write each prompt and its continuations.
+
+    Without a prompt the text starts from EOS, the end of the document before.
+    """
+    with (
+        opened_run(config.run, config.step, config.parallel.tp) as run,
+        _output(config, run.rank) as out,
+    ):
+        made = _continue_all(config, run, out)
+        if config.save and run.rank == 0:
+            sampling = asdict(_sampling(config))
+            kept = [{"prompt": one.request.prompt, "completion": one.text, **sampling}
+                    for one in made]  # fmt: skip
+            write_json(run.directory.path / "samples.json", {"step": run.step, "samples": kept})
     return 0
+
+
+def _sampling(config: GenerateConfig) -> Sampling:
+    return Sampling(
+        max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_k=config.top_k,
+        top_p=config.top_p, min_p=config.min_p, repetition_penalty=config.repetition_penalty,
+        seed=config.seed,
+    )  # fmt: skip
+
+
+def _continue_all(
+    config: GenerateConfig, run: TrainedRun, out: TextIO | None
+) -> list[Continuation]:
+    """Continue every request ``num_samples`` times and write what comes, in order."""
+    encoder = run.prompts()
+    requests = read_requests(config, encoder)
+    _check_length(requests, config, run)
+    stop_ids = stop_token_ids(config.stop_tokens, encoder)
+    jobs = [(request, n) for request in requests for n in range(config.num_samples)]
+    single = len(jobs) == 1 and config.format == "text" and config.out is None
+    streaming = sys.stdout.isatty() and single if config.stream is None else config.stream
+    writer = None if out is None else _Writer(out, config, streaming)
+    size = 1 if streaming else config.batch_size
+    made: list[Continuation] = []
+    for start in range(0, len(jobs), size):
+        part = jobs[start : start + size]
+        if writer is not None:
+            writer.begin(part[0][0])
+        found = continue_requests(
+            run, encoder, [request for request, _ in part], _sampling(config),
+            stop=config.stop, stop_ids=stop_ids, streams=range(start, start + len(part)),
+            show=writer.show if writer is not None and streaming else None,
+        )  # fmt: skip
+        for (_, sample), one in zip(part, found, strict=True):
+            if writer is not None:
+                writer.end(one, sample)
+        made += found
+    return made

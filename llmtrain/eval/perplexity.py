@@ -32,7 +32,7 @@ from llmtrain.data.batch import IGNORE_INDEX
 from llmtrain.data.lineage import read_counts
 from llmtrain.data.store import TokenStore, open_source, open_sources
 from llmtrain.errors import ConfigError, DataError
-from llmtrain.eval.trained import load_run
+from llmtrain.eval.trained import TrainedRun, opened_run
 from llmtrain.model.transformer import Transformer
 from llmtrain.ops.cross_entropy import chunked_linear_cross_entropy
 from llmtrain.train.rundir import write_json
@@ -179,9 +179,11 @@ def _rows_nats(
             start += size
     inputs = (torch.from_numpy(a).to(device) for a in (tokens, positions, document_ids))
     hidden = model(*inputs)
-    weight = model.head.weight
+    head = model.head
     flat = torch.from_numpy(targets).to(device).flatten()
-    _, losses, _ = chunked_linear_cross_entropy(hidden.flatten(0, 1), weight, flat)
+    _, losses, _ = chunked_linear_cross_entropy(
+        hidden.flatten(0, 1), head.weight, flat, partition=head.partition
+    )
     return losses.double().sum()
 
 
@@ -243,7 +245,12 @@ def evaluate(config: EvalConfig) -> dict[str, Score]:
     Raises:
         ConfigError: the run has no held-out source, or one named "all" or "step".
     """
-    run = load_run(config.run, config.step)
+    with opened_run(config.run, config.step, config.parallel.tp) as run:
+        return score_run(config, run)
+
+
+def score_run(config: EvalConfig, run: TrainedRun) -> dict[str, Score]:
+    """Do what ``evaluate`` does on a run that is open; every rank gets the scores."""
     sources = config.sources or run.config.data.validation
     if not sources:
         raise ConfigError(
@@ -266,7 +273,8 @@ def evaluate(config: EvalConfig) -> dict[str, Score]:
         logger.info("scored %d documents of %s", found.documents, name)
     scores["all"] = total.score(vocab_size)
     record: dict[str, Any] = {name: asdict(score) for name, score in scores.items()}
-    write_json(run.directory.path / "eval.json", {"step": run.step, **record})
+    if run.rank == 0:
+        write_json(run.directory.path / "eval.json", {"step": run.step, **record})
     return scores
 
 
@@ -286,5 +294,8 @@ def table(scores: Mapping[str, Score]) -> str:
 
 def main(config: EvalConfig) -> int:
     """Score a run and write the table to standard output."""
-    sys.stdout.write(table(evaluate(config)))
+    with opened_run(config.run, config.step, config.parallel.tp) as run:
+        scores = score_run(config, run)
+        if run.rank == 0:
+            sys.stdout.write(table(scores))
     return 0

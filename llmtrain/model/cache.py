@@ -4,14 +4,13 @@ Invariant: slot t of row b holds the key and value of the token whose position a
 cache also holds, so attention over the cache needs no other bookkeeping; an empty slot belongs to
 no document and is seen by no query.
 
-    cache = KeyValueCache(config, batch_size=2, capacity=64, like=model_parameter)
+    cache = KeyValueCache(capacity=64)
     hidden = model(tokens, positions, document_ids, cache)
 """
 
 import torch
 from torch import Tensor
 
-from llmtrain.config.model import ModelConfig
 from llmtrain.ops.attention.spec import AttentionSpec
 
 EMPTY = -2
@@ -19,17 +18,20 @@ EMPTY = -2
 
 
 class KeyValueCache:
-    """Pre-allocated keys and values of every layer, filled from the left."""
+    """Keys and values of every layer, filled from the left.
 
-    def __init__(self, config: ModelConfig, batch_size: int, capacity: int, like: Tensor) -> None:
-        """Reserve ``capacity`` tokens in each row, with the dtype and device of ``like``."""
+    Its memory is taken when the first tokens come, for as many rows and key heads as they have: a
+    tensor-parallel rank has only its own.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        """Hold at most ``capacity`` tokens in each row."""
         self.capacity = capacity
         self.length = 0
-        shape = (batch_size, capacity, config.num_key_value_heads, config.head_size)
-        self._keys = [like.new_zeros(shape) for _ in range(config.num_hidden_layers)]
-        self._values = [like.new_zeros(shape) for _ in range(config.num_hidden_layers)]
-        self._positions = torch.zeros(shape[:2], dtype=torch.int64, device=like.device)
-        self._document_ids = torch.full_like(self._positions, EMPTY)
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
+        self._positions = torch.zeros(0, 0, dtype=torch.int64)
+        self._document_ids = self._positions
         self._start = 0
 
     def begin(
@@ -47,6 +49,9 @@ class KeyValueCache:
         end = self.length + positions.shape[1]
         if end > self.capacity:
             raise ValueError(f"cache of {self.capacity} tokens cannot hold {end}")
+        if self.length == 0:
+            self._positions = positions.new_zeros(len(positions), self.capacity)
+            self._document_ids = torch.full_like(self._positions, EMPTY)
         self._positions[:, self.length : end] = positions
         self._document_ids[:, self.length : end] = document_ids
         self._start, self.length = self.length, end
@@ -61,6 +66,9 @@ class KeyValueCache:
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store k and v [B, S, G, H] of the tokens begun; return all so far [B, T, G, H]."""
+        if layer not in self._keys:
+            shape = (len(k), self.capacity, *k.shape[2:])
+            self._keys[layer], self._values[layer] = k.new_zeros(shape), v.new_zeros(shape)
         keys, values = self._keys[layer], self._values[layer]
         keys[:, self._start : self.length] = k
         values[:, self._start : self.length] = v

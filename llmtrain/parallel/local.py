@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from llmtrain.data.batch import StepBatch
+from llmtrain.hang.heartbeat import Phase
 from llmtrain.model.parameters import ParameterInfo
 from llmtrain.parallel.context import split_sequence
 from llmtrain.parallel.float8 import GatheredScales
@@ -116,12 +117,14 @@ class LocalModel:
         return last.totals if self.world.tp_rank == 0 else {}
 
     def _run_alone(self, module: StageModule, batch: StepBatch, training: bool) -> None:
-        parts = batch.microbatches()
+        parts, beat = batch.microbatches(), self.world.beat
         for number, part in enumerate(parts, start=1):
+            beat.at(Phase.FORWARD if training else Phase.EVALUATE, number)
             with torch.set_grad_enabled(training):
                 loss = module(part.tokens, **batch_fields(part))
             if training:
                 set_last_backward(module, number == len(parts), self.reduces_every_microbatch)
+                beat.at(Phase.BACKWARD, number)
                 with scope(BACKWARD):
                     loss.sum().backward()
 

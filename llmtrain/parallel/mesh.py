@@ -22,8 +22,9 @@ from torch.distributed import HashStore, PrefixStore, Store  # type: ignore[attr
 from torch.distributed.device_mesh import DeviceMesh
 
 from llmtrain.config.engine import EngineConfig
-from llmtrain.config.parallel import ParallelConfig, resolve_dp_shard
+from llmtrain.config.parallel import ParallelConfig, resolve_dp
 from llmtrain.errors import ConfigError
+from llmtrain.hang.heartbeat import Heartbeat
 from llmtrain.parallel.place import PeerLostError, Place, grow_segments
 from llmtrain.parallel.scopes import COMMUNICATION, scope
 
@@ -73,15 +74,16 @@ class Axes:
 
 
 def resolve_axes(parallel: ParallelConfig, world_size: int) -> Axes:
-    """Give ``dp_shard=auto`` the ranks that the other axes leave.
+    """Give ``auto`` the ranks that the other axes leave.
 
     Raises:
         LayoutError: the axes do not multiply to ``world_size``.
     """
+    replicate, shard = resolve_dp(parallel, world_size)
     return Axes(
         pp=parallel.pp,
-        dp_replicate=parallel.dp_replicate,
-        dp_shard=resolve_dp_shard(parallel, world_size),
+        dp_replicate=replicate,
+        dp_shard=shard,
         cp=parallel.cp,
         tp=parallel.tp,
     )
@@ -111,6 +113,8 @@ class World:
         self._groups: dict[str, dist.ProcessGroup] = {}
         self._sets: dict[str, list[list[int]]] = {}
         self._control: dist.ProcessGroup | None = None
+        self.beat = Heartbeat()
+        """Where this rank is; private until train/watchdog.py opens it."""
 
     def __enter__(self) -> Self:
         _prepare_process(self.device, self.place, self._engine.deterministic)
@@ -266,7 +270,7 @@ class World:
         """Add ``values`` in place over ``axis`` (all ranks by default); same bits everywhere."""
         group = self.group(axis) if axis is not None else None
         if self._control is not None and (axis is None or group is not None):
-            with scope(COMMUNICATION):
+            with self.beat.waiting, scope(COMMUNICATION):
                 dist.all_reduce(values, group=group)
         return values
 
@@ -275,7 +279,8 @@ class World:
         if self._control is None:
             return value
         box: list[T] = [value]
-        dist.broadcast_object_list(box, src=source, group=self._control)
+        with self.beat.waiting:
+            dist.broadcast_object_list(box, src=source, group=self._control)
         return box[0]
 
     def collect(self, value: T) -> list[T] | None:
@@ -283,7 +288,8 @@ class World:
         if self._control is None:
             return [value]
         found: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
-        dist.gather_object(value, found, dst=0, group=self._control)
+        with self.beat.waiting:
+            dist.gather_object(value, found, dst=0, group=self._control)
         return found
 
     def agree(self, flag: bool, grace_s: float = 20.0) -> bool:
@@ -299,7 +305,7 @@ class World:
         value = torch.tensor(int(flag), dtype=torch.int32)
         wait_s = min(grace_s, self._engine.timeout_s) if flag else self._engine.timeout_s
         try:
-            with scope(COMMUNICATION):
+            with self.beat.waiting, scope(COMMUNICATION):
                 work = dist.all_reduce(
                     value, op=dist.ReduceOp.MAX, group=self._control, async_op=True
                 )

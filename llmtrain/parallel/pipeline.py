@@ -31,6 +31,7 @@ from torch.distributed.pipelining.schedules import PipelineScheduleMulti, Pipeli
 from llmtrain.config.parallel import SEVERAL_STAGES, V_SCHEDULES
 from llmtrain.data.batch import StepBatch
 from llmtrain.errors import LayoutError
+from llmtrain.hang.heartbeat import Heartbeat, Phase
 from llmtrain.parallel.forward import forward_only
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.stage import StageModule, batch_fields
@@ -155,6 +156,8 @@ class Pipeline:
             )
             for number, module in self._modules.items()
         ]
+        for stage in stages:
+            stage.beat = self._world.beat
         schedule: Schedule = SCHEDULES[self._schedule](
             stages if self._schedule in SEVERAL_STAGES else stages[0],
             n_microbatches=count,
@@ -190,6 +193,22 @@ def check_microbatches(schedule: str, pp: int, count: int) -> None:
 class _Stage(PipelineStage):
     """A stage whose gradients may be sent, and reach what waits for them where they come apart."""
 
+    beat: Heartbeat
+    """Told what the stage does; between two chunks it waits for its neighbours."""
+
+    def forward_one_chunk(self, fwd_chunk_id: int, *rest: Any, **more: Any) -> Any:
+        """Run the forward of a micro-batch."""
+        self.beat.at(Phase.FORWARD, fwd_chunk_id + 1)
+        output = super().forward_one_chunk(fwd_chunk_id, *rest, **more)
+        self.beat.at(Phase.COLLECTIVE, fwd_chunk_id + 1)
+        return output
+
+    def backward_one_chunk(self, bwd_chunk_id: int, *rest: Any, **more: Any) -> None:
+        """Run the backward of a micro-batch."""
+        self.beat.at(Phase.BACKWARD, bwd_chunk_id + 1)
+        super().backward_one_chunk(bwd_chunk_id, *rest, **more)
+        self.beat.at(Phase.COLLECTIVE, bwd_chunk_id + 1)
+
     def get_bwd_send_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
         """Send the gradient of the input; gloo and NCCL take contiguous tensors alone."""
         gradients = self.bwd_cache.get(bwd_chunk_id, ())
@@ -198,8 +217,10 @@ class _Stage(PipelineStage):
 
     def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> None:
         """Compute the weight gradients of a micro-batch, then do what a whole backward does."""
+        self.beat.at(Phase.BACKWARD, bwd_chunk_id + 1)
         super().backward_weight_one_chunk(bwd_chunk_id, last_backward)
         settle_gradients(self.submod)
+        self.beat.at(Phase.COLLECTIVE, bwd_chunk_id + 1)
 
 
 def settle_gradients(module: nn.Module) -> None:

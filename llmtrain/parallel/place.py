@@ -19,6 +19,7 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from llmtrain.errors import ConfigError
+from llmtrain.parallel.fresh_store import fresh_store
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +72,19 @@ def _rendezvous_store() -> Store:
             "start the ranks with torchrun -m llmtrain ..., or unset WORLD_SIZE for one process"
         )
     store: Store
-    store, _, _ = next(iter(rendezvous("env://", timeout=_RENDEZVOUS_TIMEOUT)))
-    return store
+    store, rank, size = next(iter(rendezvous("env://", timeout=_RENDEZVOUS_TIMEOUT)))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # it is rank 0's own
+        return store
+    try:
+        return fresh_store(store, rank, size, _RENDEZVOUS_TIMEOUT.total_seconds())
+    except TimeoutError as error:
+        raise PeerLostError(f"rank {rank} of {size}: {error}; see the log of each") from error
+
+
+def job_end() -> float | None:
+    """Unix time at which Slurm ends this job, as far as it was known when the job started."""
+    found = os.environ.get("SLURM_JOB_END_TIME", "")
+    return float(found) if found.isdecimal() and int(found) else None
 
 
 def publish_config(payload: bytes | None) -> bytes:
@@ -100,8 +112,9 @@ def publish_config(payload: bytes | None) -> bytes:
             store.set(f"read/{place.rank}", "1")  # unlike add, this waits for no answer
     except dist.DistError as error:
         raise PeerLostError(
-            f"rank {place.rank} lost its peers at start-up, or waited {_RENDEZVOUS_TIMEOUT.seconds} "
-            f"s for them; look at the log of the rank that is missing ({str(error).splitlines()[0]})"
+            f"rank {place.rank} lost its peers at start-up, or waited "
+            f"{_RENDEZVOUS_TIMEOUT.seconds} s for them; look at the log of the missing rank "
+            f"({str(error).splitlines()[0]})"
         ) from error
     return content
 

@@ -32,17 +32,20 @@ from llmtrain.ops.cross_entropy import VocabPartition
 from llmtrain.parallel.collectives import gather_along, reduce_scatter_along, stack_over
 from llmtrain.parallel.region import Region, whole
 
-_SEQUENCE = 1
-"""Dim of hidden [B, S, D] that is spread between blocks."""
+ROWS, SEQUENCE = 0, 1
+"""Dims of hidden [B, S, D] that can be spread between blocks; a single token has no sequence."""
 
 Slices = dict[str, Region]
 """By parameter name: which slices of the whole parameter this rank holds."""
 
 
-def apply_tensor_parallel(transformer: Transformer, group: dist.ProcessGroup) -> Slices:
+def apply_tensor_parallel(
+    transformer: Transformer, group: dist.ProcessGroup, spread: int = SEQUENCE
+) -> Slices:
     """Leave of ``transformer``, whole or a pipeline stage, this rank's part; in place.
 
-    Parameters are cut where they are: on the meta device nothing is allocated.
+    Parameters are cut where they are: on the meta device nothing is allocated. ``spread`` is the
+    dim of hidden that ranks share between blocks; they must divide it.
 
     Returns:
         The slices of every parameter that was cut; those it does not name are whole on every rank
@@ -53,7 +56,7 @@ def apply_tensor_parallel(transformer: Transformer, group: dist.ProcessGroup) ->
             columns of the feed-forward or rows of the vocabulary.
     """
     _check(transformer.config, group.size())
-    cut = _Cut(group, {})
+    cut = _Cut(group, spread, {})
     partition = vocab_partition(transformer.config.vocab_size, group)
     for name, block in transformer.model.layers.items():
         if not isinstance(block, Block):
@@ -62,9 +65,9 @@ def apply_tensor_parallel(transformer: Transformer, group: dist.ProcessGroup) ->
     embedding = transformer.model.embed_tokens
     if embedding is not None:
         cut.rows(embedding, "model.embed_tokens.")
-        transformer.model.embed_tokens = VocabParallelEmbedding(embedding, partition, group)
+        transformer.model.embed_tokens = VocabParallelEmbedding(embedding, partition, group, spread)
     if transformer.model.norm is not None:
-        transformer.model.norm.register_forward_hook(_GatherOutput(group))
+        transformer.model.norm.register_forward_hook(_GatherOutput(group, spread))
     if transformer.lm_head is not None:
         cut.rows(transformer.lm_head, "lm_head.")
         transformer.lm_head.partition = partition
@@ -88,35 +91,35 @@ def even_part(size: int, parts: int, index: int) -> slice:
 
 
 class RowParallelLinear(Linear):
-    """A linear map of which each rank has some input columns; its output is spread over tokens."""
+    """A linear map of which each rank has some input columns; its output is spread over ranks."""
 
-    def __init__(self, part: Linear, group: dist.ProcessGroup) -> None:
+    def __init__(self, part: Linear, group: dist.ProcessGroup, spread: int) -> None:
         """Take over the parameters of ``part``, whose bias, if any, is whole."""
         super().__init__(part.in_features, part.out_features, part.bias is not None, device="meta")
         self.weight, self.bias = part.weight, part.bias
-        self.group = group
+        self.group, self.spread = group, spread
 
     def forward(self, input: Tensor) -> Tensor:
-        """Map [B, S, own inputs] to [B, S / ranks, D]; the bias is added once, after the sum."""
+        """Map [B, S, own inputs] to this rank's part of [B, S, D]; the bias comes after the sum."""
         partial = (self.product or F.linear)(input, self.weight, None)
-        out = reduce_scatter_along(partial, _SEQUENCE, self.group)
+        out = reduce_scatter_along(partial, self.spread, self.group)
         return out if self.bias is None else out + self.bias
 
 
 class VocabParallelEmbedding(Embedding):
-    """A table of which each rank has some rows; its output is spread over the sequence."""
+    """A table of which each rank has some rows; its output is spread over ranks."""
 
     def __init__(
-        self, part: Embedding, partition: VocabPartition, group: dist.ProcessGroup
+        self, part: Embedding, partition: VocabPartition, group: dist.ProcessGroup, spread: int
     ) -> None:
         """Take over the rows of ``part``, which are those of ``partition``."""
         super().__init__(part.num_embeddings, part.embedding_dim, device="meta")
         self.weight = part.weight
         self.partition: VocabPartition = partition
-        self.group = group
+        self.group, self.spread = group, spread
 
     def forward(self, input: Tensor) -> Tensor:
-        """Look up tokens [B, S]; vectors [B, S / ranks, D].
+        """Look up tokens [B, S]; this rank's part of the vectors [B, S, D].
 
         An id outside the whole vocabulary is left to the lookup of an outer rank, which refuses it
         as that of one rank does.
@@ -129,7 +132,7 @@ class VocabParallelEmbedding(Embedding):
             elsewhere |= row >= self.num_embeddings
         found = F.embedding(row.masked_fill(elsewhere, 0), self.weight)
         found = found.masked_fill(elsewhere[..., None], 0.0)
-        return reduce_scatter_along(found, _SEQUENCE, self.group)
+        return reduce_scatter_along(found, self.spread, self.group)
 
 
 def _check(config: ModelConfig, ranks: int) -> None:
@@ -150,22 +153,24 @@ def _check(config: ModelConfig, ranks: int) -> None:
 
 @dataclass(frozen=True)
 class _GatherInput:
-    """Hook before a module whose first argument is hidden [B, S / ranks, D]."""
+    """Hook before a module whose first argument is this rank's part of hidden [B, S, D]."""
 
     group: dist.ProcessGroup
+    spread: int
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (gather_along(args[0], _SEQUENCE, self.group), *args[1:])
+        return (gather_along(args[0], self.spread, self.group), *args[1:])
 
 
 @dataclass(frozen=True)
 class _GatherOutput:
-    """Hook after a module that returns hidden [B, S / ranks, D]."""
+    """Hook after a module that returns this rank's part of hidden [B, S, D]."""
 
     group: dist.ProcessGroup
+    spread: int
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
-        return gather_along(out, _SEQUENCE, self.group)
+        return gather_along(out, self.spread, self.group)
 
 
 @dataclass(frozen=True)
@@ -173,21 +178,23 @@ class _Cut:
     """Cuts modules and notes what of each parameter is left."""
 
     group: dist.ProcessGroup
+    spread: int
     slices: Slices
 
     def block(self, block: Block, prefix: str) -> None:
-        """Cut one block and have it gather the sequence twice: for attention and feed-forward."""
+        """Cut one block and have it gather hidden twice: for attention and feed-forward."""
         attention, mlp = block.self_attn, block.mlp
         for name in ("q_proj", "k_proj", "v_proj"):
             self.rows(getattr(attention, name), f"{prefix}self_attn.{name}.")
         for name in ("gate_proj", "up_proj"):
             self.rows(getattr(mlp, name), f"{prefix}mlp.{name}.")
         self.columns(attention.o_proj, f"{prefix}self_attn.o_proj.")
-        attention.o_proj = RowParallelLinear(attention.o_proj, self.group)
+        attention.o_proj = RowParallelLinear(attention.o_proj, self.group, self.spread)
         self.columns(mlp.down_proj, f"{prefix}mlp.down_proj.")
-        mlp.down_proj = RowParallelLinear(mlp.down_proj, self.group)
-        attention.register_forward_pre_hook(_GatherInput(self.group))
-        mlp.register_forward_pre_hook(_GatherInput(self.group))
+        mlp.down_proj = RowParallelLinear(mlp.down_proj, self.group, self.spread)
+        gather = _GatherInput(self.group, self.spread)
+        attention.register_forward_pre_hook(gather)
+        mlp.register_forward_pre_hook(gather)
 
     def rows(self, module: Linear | Embedding, prefix: str) -> None:
         """Keep this rank's outputs of a linear map (of its bias too), or rows of a table."""

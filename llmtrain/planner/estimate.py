@@ -10,7 +10,7 @@ given come to, and no better than those. No torch is imported.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from llmtrain.config.parallel import ParallelConfig, resolve_dp_shard
+from llmtrain.config.parallel import ParallelConfig, microbatches_per_rank, resolve_dp
 from llmtrain.config.plan import PlanConfig
 from llmtrain.errors import ConfigError
 from llmtrain.planner.activations import block_bytes_per_token, bubble, live_forwards, loss_bytes
@@ -139,10 +139,11 @@ class _Layout:
     def __init__(self, config: PlanConfig, held: Held) -> None:
         self.config, self.held = config, held
         parallel, training = config.parallel, config.training
-        self.dp_shard = resolve_dp_shard(parallel, config.num_gpus)
-        replicas = parallel.dp_replicate * self.dp_shard
-        rows = training.global_batch_tokens // training.sequence_length
-        self.microbatches = rows // replicas // training.micro_batch_size
+        self.dp_replicate, self.dp_shard = resolve_dp(parallel, config.num_gpus)
+        self.microbatches = microbatches_per_rank(
+            parallel, training.global_batch_tokens // training.sequence_length,
+            self.dp_replicate * self.dp_shard, training.micro_batch_size,
+        )  # fmt: skip
         self.item = _ITEM[config.engine.precision]
         self.tokens = training.micro_batch_size * training.sequence_length / parallel.cp
         self.sharded = self._shards_parameters()
@@ -270,9 +271,9 @@ class _Layout:
             yield gathers * own * self.item * (ranks - 1) / ranks / rate
             sums = self.microbatches if p.reduce_every_microbatch else 1
             yield sums * own * _REDUCED * (ranks - 1) / ranks / rate
-        if p.dp_replicate > 1:
+        if self.dp_replicate > 1:
             share = own / (ranks if self.sharded else 1)
-            yield 2 * share * _REDUCED / self._bytes_per_s(p.dp_replicate, apart=ranks * p.tp)
+            yield 2 * share * _REDUCED / self._bytes_per_s(self.dp_replicate, apart=ranks * p.tp)
 
     def _bytes_per_s(self, ranks: int, apart: int = 1) -> float:
         """Rate of a group of ``ranks`` whose neighbours in rank order are ``apart``.

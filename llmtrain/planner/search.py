@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 
-from llmtrain.config.parallel import ParallelConfig, Recompute, Schedule
+from llmtrain.config.parallel import ParallelConfig, Recompute, Schedule, resolve_dp
 from llmtrain.config.plan import PlanConfig
 from llmtrain.config.run import broken_rules
 from llmtrain.planner.estimate import Estimate, Held, estimate
@@ -31,18 +31,22 @@ def search(config: PlanConfig) -> list[Estimate]:
     fitting.sort(key=lambda one: (round(one.step_s / least, 2), _parts(one)))
     best: dict[tuple[int, ...], Estimate] = {}
     for one in fitting:
-        p = one.config.parallel
-        best.setdefault((p.pp, p.dp_replicate, p.cp, p.tp), one)
+        best.setdefault(_axes(one), one)
     return list(best.values())
 
 
 def _parts(one: Estimate) -> tuple[int, int, int]:
     """How much a layout asks for: axes in use, their ranks, recomputation."""
-    p = one.config.parallel
-    sizes = (p.pp, p.tp, p.cp, p.dp_replicate)
+    p, sizes = one.config.parallel, _axes(one)
     used = sum(size > 1 for size in sizes)
     again = _RECOMPUTE.index(p.recompute) + p.reduce_every_microbatch
     return used, sum(sizes), again
+
+
+def _axes(one: Estimate) -> tuple[int, int, int, int]:
+    """Ranks along all axes but dp_shard, which takes the rest."""
+    p = one.config.parallel
+    return p.pp, resolve_dp(p, one.config.num_gpus)[0], p.cp, p.tp
 
 
 def _candidates(config: PlanConfig) -> Iterator[PlanConfig]:

@@ -12,7 +12,7 @@ from llmtrain.report.markup import card, table
 from llmtrain.report.record import RunRecord
 from llmtrain.report.series import Row
 
-BAD = ("skipped_step", "spike", "hang", "out_of_memory", "save_failed", "failed")
+BAD = ("skipped_step", "spike", "rollback", "hang", "out_of_memory", "save_failed", "failed")
 _QUIET = ("start", "done")
 _MOST_MARKS = 60
 _MOST_LISTED = 200

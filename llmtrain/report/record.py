@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmtrain import json_lines
 from llmtrain.config.load import build, from_yaml
 from llmtrain.config.mixture import AdaptiveMixture
 from llmtrain.config.run import RunConfig
@@ -86,7 +87,9 @@ def read_run(path: Path, data: Path | None) -> RunRecord:
         status=read_json(path / "status.json", {}),
         resumed=_resumed(path / "logs" / "rank0.log"),
         events=[
-            {"step": 0, **event} for event in read_lines(path / "events.jsonl") if "kind" in event
+            {"step": 0, **event}
+            for event in json_lines.read(path / "events.jsonl")
+            if "kind" in event
         ],
         evaluation=read_json(path / "eval.json", {}),
         samples=read_json(path / "samples.json", {}).get("samples", []),
@@ -113,43 +116,11 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         ConfigError: there are none yet.
     """
-    rows = read_lines(path / "metrics.jsonl")
+    rows = json_lines.read(path / "metrics.jsonl")
     if not rows:
         raise ConfigError(
             f"{path / 'metrics.jsonl'} holds no step yet; train at least to a logging step"
         )
-    return rows
-
-
-def read_lines(path: Path) -> list[Row]:
-    """Objects of a file of JSON lines, none where there is no file.
-
-    What follows a line that is no JSON is left out: the last one may still be being written.
-    """
-    rows: list[Row] = []
-    if not path.is_file():
-        return rows
-    with path.open("rb") as file:
-        while lines := file.readlines(_BLOCK_BYTES):
-            try:
-                rows += json.loads(b"[" + b",".join(lines) + b"]")
-            except ValueError:
-                rows += _whole(lines)
-                break
-    return [row for row in rows if isinstance(row, dict)]
-
-
-_BLOCK_BYTES = 1 << 20  # one call for many lines is twice as fast as one for each
-
-
-def _whole(lines: list[bytes]) -> list[Row]:
-    """What the lines hold before the first that is no JSON."""
-    rows: list[Row] = []
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
     return rows
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmtrain import json_lines
 from llmtrain.errors import ConfigError
-from llmtrain.report.record import read_json, read_lines
+from llmtrain.report.record import read_json
 from llmtrain.report.series import Row
 
 _CURVE_FIELDS = ("step", "tokens", "step_time_s", "loss")
@@ -139,7 +140,7 @@ def read_sweep(path: Path) -> SweepRecord:
 
 def _lines(path: Path) -> list[Row]:
     """Lines of ``trials.jsonl``."""
-    rows = read_lines(path)
+    rows = json_lines.read(path)
     for at, row in enumerate(rows, 1):
         if missing := {"number", "overrides", "state"} - set(row):
             raise ConfigError(
@@ -157,7 +158,7 @@ def _parameters(planned: Sequence[str], trials: Sequence[TrialRecord]) -> list[s
 def _trial(path: Path, row: Row) -> TrialRecord:
     folder = path / str(row.get("folder") or f"trial-{row['number']:03d}")
     status: Any = read_json(folder / "status.json", {})
-    rows = read_lines(folder / "metrics.jsonl")
+    rows = json_lines.read(folder / "metrics.jsonl")
     return TrialRecord(
         number=int(row["number"]),
         folder=folder.name,

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llmtrain import json_lines
 from llmtrain.errors import CheckpointError
 from llmtrain.train import archive
 from llmtrain.train.checkpoint import MODEL_PREFIX, load_tensors
-from llmtrain.train.monitor import read_rows
 from llmtrain.train.rundir import RunDirectory
 
 _COMPARED = ("loss", "grad_norm", "lr")
@@ -92,7 +92,7 @@ def _tensors(
 def _steps(one: RunDirectory, other: RunDirectory, first: int) -> list[Finding]:
     """Compare what both runs reported of the steps after ``first``."""
     rows = [
-        {row["step"]: row for row in read_rows(run.metrics_jsonl) if row["step"] > first}
+        {row["step"]: row for row in json_lines.read(run.metrics_jsonl) if row["step"] > first}
         for run in (one, other)
     ]
     if rows[0].keys() != rows[1].keys():

@@ -11,12 +11,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llmtrain import json_lines
 from llmtrain.config.load import build, from_yaml
 from llmtrain.config.run import RunConfig
 from llmtrain.errors import DataError
 from llmtrain.model.parameters import num_parameters
 from llmtrain.sweep.record import Trial
-from llmtrain.sweep.rows import read_rows
 from llmtrain.train.rundir import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def _measured(trial: Trial) -> Measured | None:
     run = RunDirectory(trial.folder)
     config = build(RunConfig, from_yaml(run.config_yaml.read_text(encoding="utf-8")))
     sources: dict[str, float] = {}
-    for row in read_rows(run.metrics_jsonl):
+    for row in json_lines.read(run.metrics_jsonl):
         sources = row.get("validation_loss") or sources
     return Measured(
         overrides=trial.overrides,

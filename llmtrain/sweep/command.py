@@ -112,6 +112,9 @@ def _sweep(root: str, task: SweepTask, overrides: Sequence[str]) -> None:
         )
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(" ".join(str(error).split())) from error
+    if task.trials is not None:
+        # Trials are looked at before they start; Hydra would compose each of them once more.
+        sweeper.validate_batch_is_legal = lambda batch: None  # type: ignore[method-assign]
     sweeper.sweep(arguments=list(config.hydra.overrides.task))
 
 

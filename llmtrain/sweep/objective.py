@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from llmtrain.sweep.rows import read_rows
+from llmtrain import json_lines
 
 LAST_SHARE = 0.05
 """Part of the rows whose mean loss stands for the end of training."""
@@ -33,7 +33,7 @@ class Objective:
 
     def value(self, run: Path) -> float | None:
         """The number of a run that is done; None where it has none or it is not finite."""
-        rows = read_rows(run / "metrics.jsonl")
+        rows = json_lines.read(run / "metrics.jsonl")
         if self.metric is not None:
             return last(number(row, self.metric) for row in rows)
         held_out = last(number(row, "validation_loss") for row in rows)

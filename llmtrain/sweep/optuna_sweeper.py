@@ -13,6 +13,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import blake3
@@ -31,7 +32,6 @@ from llmtrain.errors import ConfigError
 from llmtrain.sweep.launchers import TrialLauncher
 from llmtrain.sweep.pruning import Pruning
 from llmtrain.sweep.record import Trial
-from llmtrain.sweep.rows import cut_torn_line
 from llmtrain.sweep.space import Space
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class OptunaSweeper(Sweeper):
         """The study of this folder."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         path = self.launcher.trials.folder / JOURNAL
-        cut_torn_line(path)
+        _cut_torn_line(path)
         lock: Any = _Held()
         backend = JournalFileBackend(str(path), lock_obj=lock)
         return optuna.create_study(
@@ -206,3 +206,12 @@ class _Held:
 
     def release(self) -> None:
         """Nothing to give back."""
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Take away a last line that a killed writer did not finish."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)

@@ -14,8 +14,8 @@ import yaml
 from optuna.study import Study
 from optuna.trial import Trial
 
+from llmtrain import json_lines
 from llmtrain.sweep.objective import Objective, number
-from llmtrain.sweep.rows import read_rows
 
 
 class Pruning:
@@ -47,7 +47,7 @@ class Pruning:
         self._sizes[place] = size
         metric = self._objective.metric or _default(run)
         trial, reported = self._trials[place], self._reported[place]
-        for row in read_rows(path):
+        for row in json_lines.read(path):
             report, value = self._report(row), number(row, metric)
             if value is None or report == 0 or report in reported:
                 continue

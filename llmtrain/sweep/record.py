@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from llmtrain.sweep.rows import append_row, cut_torn_line, read_rows
+from llmtrain import json_lines
 
 State = Literal["waiting", "running", "done", "failed", "stopped", "pruned"]
 """``stopped``: interrupted, goes on from its checkpoint; the others as they say."""
@@ -59,8 +59,7 @@ class Record:
         self.folder = folder
         self.path = folder / "trials.jsonl"
         self._trials: dict[str, Trial] = {}
-        cut_torn_line(self.path)
-        for row in read_rows(self.path):
+        for row in json_lines.read(self.path):
             self._take(row)
 
     @property
@@ -87,7 +86,7 @@ class Record:
             failures=trial.failures + (state == "failed"),
         )  # fmt: skip
         self._trials[_key(named(trial.overrides))] = changed
-        append_row(self.path, {
+        json_lines.append(self.path, {
             "number": trial.number, "folder": trial.folder.name,
             "overrides": named(trial.overrides), "state": state, "value": value,
             "started": changed.started, "ended": changed.ended,

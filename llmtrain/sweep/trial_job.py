@@ -3,6 +3,7 @@
 trial_job("local", ("experiment=mine",), ["optimizer.lr=1e-3"], Path("runs/lr/trial-000"), ())
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,9 +39,15 @@ def trial_job(
     own, training = split([*words, *overrides])
     place = verbatim([f"runs_dir={run.parent}", f"name={run.name}"], ("runs_dir", "name"))
     config = replace(
-        load("launch", [f"launch={kind}", *own], LaunchConfig, config_dirs),
+        _launch((f"launch={kind}", *own), tuple(config_dirs)),
         overrides=(*training, *place),
         config_dirs=tuple(str(folder.resolve()) for folder in config_dirs),
     )
     (job,) = make_jobs(config)
     return TrialJob(config, job)
+
+
+@functools.cache
+def _launch(words: tuple[str, ...], config_dirs: tuple[Path, ...]) -> LaunchConfig:
+    """Trials differ in what they train, seldom in how they are started."""
+    return load("launch", words, LaunchConfig, config_dirs)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llmtrain.config.trace import TraceConfig
 from llmtrain.data.document_loss import DocumentLoss, kept_steps
-from llmtrain.data.trace import Stretch, rows_of, sightings, step_content
+from llmtrain.data.trace import Rows, Stretch, rows_of, sightings, step_content
 from llmtrain.errors import ConfigError, DataError
 from llmtrain.trace import table
 from llmtrain.trace.documents import DocumentKey, Seen, documents_of, look, plain
@@ -51,7 +51,7 @@ def _trace_step(run: TracedRun, config: TraceConfig, step: int) -> int:
     shape = rows_of(run.plan, step)
     rows = range(shape.num_rows)
     if config.rank is not None:
-        rows = _rows_of_rank(run, config.rank, shape.num_rows)
+        rows = _rows_of_rank(run, config.rank, shape)
     if config.losses:
         return _trace_losses(run, config, worst_of(run, step, rows), None)
     seen = look(run, step_content(run.plan, step, rows))
@@ -170,9 +170,10 @@ def _check_step(run: TracedRun, config: TraceConfig, step: int) -> None:
         )
 
 
-def _rows_of_rank(run: TracedRun, rank: int, num_rows: int) -> range:
-    """Rows of a data-parallel rank: consecutive ones, as many for each."""
-    if run.dp_size is None:
+def _rows_of_rank(run: TracedRun, rank: int, shape: Rows) -> range:
+    """Rows of a data-parallel rank: consecutive ones; the last ranks may have fewer, or none."""
+    share = run.rows_per_rank(shape)
+    if run.dp_size is None or share is None:
         raise ConfigError(
             f"rank={rank}: nothing says how many data-parallel ranks {run.directory.path} has; "
             "give dp_size=N"
@@ -181,8 +182,8 @@ def _rows_of_rank(run: TracedRun, rank: int, num_rows: int) -> range:
         raise ConfigError(
             f"rank={rank} does not exist: the run's data-parallel ranks are 0 to {run.dp_size - 1}"
         )
-    share = num_rows // run.dp_size
-    return range(rank * share, (rank + 1) * share)
+    first, end = (min(edge * share, shape.num_rows) for edge in (rank, rank + 1))
+    return range(first, end)
 
 
 def _is_asked(run: TracedRun, stretch: Stretch, config: TraceConfig) -> bool:
@@ -191,5 +192,4 @@ def _is_asked(run: TracedRun, stretch: Stretch, config: TraceConfig) -> bool:
         return False
     if config.rank is None:
         return True
-    rows = rows_of(run.plan, stretch.step).num_rows
-    return stretch.row in _rows_of_rank(run, config.rank, rows)
+    return stretch.row in _rows_of_rank(run, config.rank, rows_of(run.plan, stretch.step))

@@ -155,9 +155,10 @@ def _seen(run: TracedRun, stretch: Stretch, document: KnownDocument) -> Seen:
 def _place(run: TracedRun, stretch: Stretch) -> tuple[int | None, int | None]:
     """Data-parallel rank and micro-batch of a row."""
     shape = rows_of(run.plan, stretch.step)
-    if run.dp_size is None or (shape.num_rows // shape.rows_per_unit) % run.dp_size:
+    share = run.rows_per_rank(shape)
+    if share is None:
         return None, None
-    rank, row = divmod(stretch.row, shape.num_rows // run.dp_size)
+    rank, row = divmod(stretch.row, share)
     return rank, row // (run.config.training.micro_batch_size * shape.rows_per_unit)
 
 

@@ -15,13 +15,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llmtrain import json_lines
 from llmtrain.config.load import build, from_yaml
+from llmtrain.config.parallel import implied_world_size, microbatches_per_rank
 from llmtrain.config.run import RunConfig
 from llmtrain.config.trace import TraceConfig
-from llmtrain.data.journal import read_journal
+from llmtrain.data.journal import Journal, from_plain, read_journal
 from llmtrain.data.manifest import MANIFEST
 from llmtrain.data.plan import BatchPlan, plan_of
 from llmtrain.data.store import TokenStore, open_source
+from llmtrain.data.trace import Rows
 from llmtrain.errors import ConfigError, DataError
 from llmtrain.tokenizer.tokenizer import Tokenizer, load
 from llmtrain.train import archive
@@ -57,6 +60,15 @@ class TracedRun:
         """Return how many of the first ``last`` steps an adaptive mixture has decided on."""
         return bisect_left(range(last), True, key=lambda step: not self.plan.knows(step))
 
+    def rows_per_rank(self, shape: Rows) -> int | None:
+        """Rows that each data-parallel rank takes of a step, padding of the last ones included."""
+        if self.dp_size is None:
+            return None
+        size = self.config.training.micro_batch_size
+        units = shape.num_rows // shape.rows_per_unit
+        count = microbatches_per_rank(self.config.parallel, units, self.dp_size, size)
+        return count * size * shape.rows_per_unit
+
     def store(self, source: int) -> TokenStore:
         """Return the store of a source of the plan."""
         return self.plan.orders[source].store
@@ -91,16 +103,28 @@ def open_run(asked: TraceConfig) -> TracedRun:
         raise ConfigError([f"{directory.config_yaml}: {line}" for line in error.problems]) from None
     config = _moved(trained, asked)
     stores = {name: _open(name, config) for name in sorted(config.data.sources)}
-    journal = read_journal(directory.journal_json) if directory.journal_json.exists() else None
+    journal, undone = _journal(directory, asked.attempt)
     plan = plan_of(config, stores, journal)
     saved = _newest(directory)
     _check_unchanged(directory, plan, saved)
     return TracedRun(
         directory=directory, config=config, plan=plan, tokenizer=_tokenizer(config, stores),
-        done=_steps_done(directory, saved),
+        done=max(_steps_done(directory, saved), undone),
         first=max((entry.step for entry in plan.journal.accepted), default=0),
         dp_size=asked.dp_size or _dp_size(config, saved),
     )  # fmt: skip
+
+
+def _journal(directory: RunDirectory, attempt: int | None) -> tuple[Journal | None, int]:
+    """The journal by which an attempt read its batches, and the last step it did.
+
+    An attempt after which the run never went back read by the journal of the run.
+    """
+    for event in json_lines.read(directory.events_jsonl) if attempt is not None else ():
+        if event["kind"] == "rollback" and event["attempt"] >= attempt:
+            return from_plain(event["journal"]), int(event["reached"])
+    exists = directory.journal_json.exists()
+    return (read_journal(directory.journal_json) if exists else None), 0
 
 
 def _moved(config: RunConfig, asked: TraceConfig) -> RunConfig:
@@ -185,6 +209,6 @@ def _dp_size(config: RunConfig, saved: Mapping[str, Any]) -> int | None:
     parallel = config.parallel
     if world_size := saved.get("world_size"):
         return max(1, int(world_size) // (parallel.pp * parallel.cp * parallel.tp))
-    if parallel.dp_shard == "auto":
+    if parallel.elastic:
         return None
-    return parallel.dp_replicate * parallel.dp_shard
+    return implied_world_size(parallel) // (parallel.pp * parallel.cp * parallel.tp)

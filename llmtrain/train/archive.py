@@ -42,7 +42,7 @@ class Checkpoint:
     path: Path
     """Its folder."""
     meta: dict[str, Any]
-    """What ``meta.json`` holds: step, tokens, facts, journal, carried, scores, files."""
+    """What ``meta.json`` holds: step, tokens, facts, journal, guard, carried, scores, files."""
 
     @property
     def step(self) -> int:
@@ -120,6 +120,12 @@ def commit(aside: Path, fields: Mapping[str, Any], files: Mapping[str, Mapping[s
     return final
 
 
+def amend(path: Path, **fields: Any) -> None:
+    """Put other ``fields`` into the ``meta.json`` of a checkpoint; a reader sees the old or new."""
+    meta = {**_read_meta(path), **fields}
+    write_json(path / META, {**meta, "meta_blake3": _meta_digest(meta)})
+
+
 def install(aside: Path, final: Path) -> None:
     """Give a whole folder the name under which it exists; what has it already makes way."""
     if final.exists():
@@ -143,15 +149,20 @@ def scan(directory: Path) -> list[tuple[int, Path]]:
     return sorted(((step, path) for step, path in named if step is not None), reverse=True)
 
 
-def newest_good(directory: Path, *, move_damaged: bool = False) -> Checkpoint | None:
+def newest_good(
+    directory: Path, *, move_damaged: bool = False, before_step: int | None = None
+) -> Checkpoint | None:
     """Find the newest checkpoint whose files are all as written, and say which were passed over.
 
-    ``move_damaged`` renames damaged ones to ``.damaged-step-...``, so that they are met once.
+    Those of ``before_step`` and later are not looked at. ``move_damaged`` renames damaged ones to
+    ``.damaged-step-...``, so that they are met once.
     Raises CheckpointError when there are checkpoints and none of them is whole.
     """
     found: list[tuple[Path, str]] = []
     good = None
-    for _, path in scan(directory):
+    for step, path in scan(directory):
+        if before_step is not None and step >= before_step:
+            continue
         try:
             good = open_checkpoint(path)
             break

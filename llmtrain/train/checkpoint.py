@@ -19,7 +19,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from shutil import disk_usage
 from typing import Any, Protocol
 
 import torch
@@ -32,7 +31,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from llmtrain.config.training import CheckpointConfig
 from llmtrain.errors import CheckpointError
-from llmtrain.train import archive, tensor_files
+from llmtrain.train import archive, room, tensor_files
 from llmtrain.train.facts import changed_facts
 from llmtrain.train.mirror import Mirror
 from llmtrain.train.objects import (
@@ -113,8 +112,12 @@ class Checkpoints:
         self._failed = False
         self.stalled_s = 0.0
         """Seconds the training loop has stood still for saves so far."""
+        self.save_s: float | None = None
+        """Seconds the newest save took until it was on disk, on the first rank."""
         self.scores: Callable[[int], Mapping[str, float]] = lambda step: {}
         """What held-out evaluation measured at a step, for ``checkpoint.keep_best``."""
+        self.guard: Callable[[], Mapping[str, Any]] = dict
+        """What the guard goes on from (see guard.py)."""
         self.restored: archive.Checkpoint | None = None
         """What the run went on from; None where it began."""
 
@@ -141,6 +144,16 @@ class Checkpoints:
         self._file = file
         if self._config.asynchronous:
             self._take_memory(file, state)
+
+    def check_room(self, progress: Progress) -> None:
+        """Warn of a disk that is too small for what is to stay; every rank calls it, prepared.
+
+        Raises CheckpointError on every rank alike where not even one checkpoint fits.
+        """
+        from_first_rank(lambda: room.check(
+            self._directory, need=self._need, config=self._config, step=progress.step,
+            held=len(archive.scan(self._directory)), num_steps=progress.num_steps,
+        ))  # fmt: skip
 
     def save(self, progress: Progress) -> bool:
         """Save the state after ``progress.step``; False where this or the save before has failed.
@@ -219,6 +232,35 @@ class Checkpoints:
         logger.info("resumed from %s", found.path)
         return True
 
+    def before(self, step: int) -> archive.Checkpoint | None:
+        """Find the newest good checkpoint of fewer than ``step`` steps; waits for saves in flight.
+
+        None where there is none. Raises CheckpointError on every rank alike.
+        """
+        self._settle()
+        return from_first_rank(
+            lambda: archive.newest_good(self._directory, move_damaged=True, before_step=step)
+        )
+
+    def go_back(self, to: archive.Checkpoint, **fields: Any) -> None:
+        """Make ``to`` the newest, and change ``fields`` of what it says of itself.
+
+        The tensors are not touched; ``restore`` loads them. Raises CheckpointError on every rank.
+        """
+
+        def change() -> None:
+            try:
+                for step, path in archive.scan(self._directory):
+                    if step > to.step:
+                        archive.remove(path)
+                archive.amend(to.path, **fields)
+            except OSError as error:
+                raise CheckpointError(f"{to.path} cannot be written to: {error}") from error
+            if self._mirror is not None:
+                self._mirror.start(to.path)
+
+        from_first_rank(change)
+
     def _newest(self) -> archive.Checkpoint | None:
         """Clean up, and find what to go on from: here, or in the mirror where nothing is here."""
         archive.clean(self._directory)
@@ -248,15 +290,18 @@ class Checkpoints:
 
     def _no_room(self) -> str | None:
         """What the disk lacks, before it is filled: other files of the run grow there too."""
-        need = self._bytes + len(self._index) + _SPARE_BYTES
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            free = disk_usage(self._directory).free
+            free = room.free_bytes(self._directory)
         except OSError as error:
             return str(error)
-        if free >= need:
+        if free >= self._need:
             return None
-        return f"No space left on device: it needs {need:,} bytes, {free:,} are free"
+        return f"No space left on device: it needs {self._need:,} bytes, {free:,} are free"
+
+    @property
+    def _need(self) -> int:
+        """Bytes of a checkpoint, once prepared; on the first rank."""
+        return self._bytes + len(self._index) + _SPARE_BYTES
 
     def _until_staged(self) -> None:
         """Hold the engine up while the state it is about to change is still being copied."""
@@ -277,6 +322,7 @@ class Checkpoints:
             "tokens": progress.tokens,
             "facts": self._facts,
             "journal": {} if self._journal is None else self._journal.to_plain(),
+            "guard": dict(self.guard()),
             "carried": dict(self._carried()) if rank() == 0 else {},
             "scores": dict(self.scores(progress.step)),
             "world_size": world_size(),
@@ -291,9 +337,10 @@ class Checkpoints:
 
         def commit(save: Save, files: Digests) -> None:
             self._commit(save, aside, fields, files)
+            self.save_s = time.monotonic() - started
             logger.info(
                 "saved step %d in %.2f s, training stood still for %.2f s of them",
-                save.step, time.monotonic() - started, save.stalled_s,
+                save.step, self.save_s, save.stalled_s,
             )  # fmt: skip
 
         return Save(

@@ -10,12 +10,10 @@ start of the run (its attempt) is counted here, and nowhere else.
         events.write("spike", "loss 9.1 is 14 deviations above the median of 50 rows, 3.2")
 """
 
-import json
 import logging
-import os
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -23,6 +21,7 @@ from typing import Any, Literal
 
 import torch
 
+from llmtrain import json_lines
 from llmtrain.train.memory import Shortage
 from llmtrain.train.progress import Progress
 from llmtrain.train.rundir import ExitReason
@@ -31,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 Kind = Literal[
     "start", "resumed", "skipped_step", "spike", "hang", "out_of_memory", "save_failed",
-    "preempted", "done", "failed",
+    "rollback", "preempted", "done", "failed",
 ]  # fmt: skip
 """What can happen to a run."""
 Listener = Callable[[Kind, str], None]
@@ -41,8 +40,9 @@ _ENDINGS: dict[ExitReason, tuple[Kind, str]] = {
     ExitReason.DONE: ("done", "every step is done"),
     ExitReason.STOP_AT_STEP: ("done", "stopped where training.stop_at_step says"),
     ExitReason.PREEMPTED: ("preempted", "asked to stop by a signal, and saved"),
+    ExitReason.TIME_LIMIT: ("preempted", "its time was up, and it saved"),
     ExitReason.SAVE_FAILED: ("failed", "the checkpoint to end with could not be written"),
-    ExitReason.DIVERGED: ("failed", "too many updates in a row were skipped"),
+    ExitReason.DIVERGED: ("failed", "the guard found no way on"),
     ExitReason.PEER_LOST: ("failed", "another rank stopped answering; nothing was saved"),
 }
 
@@ -57,40 +57,49 @@ class Events(AbstractContextManager["Events"]):
         self._device = device
         self._progress = progress
         self._lock = Lock()
-        past = max((event["attempt"] for event in read_events(path)), default=0)
+        past = max((event["attempt"] for event in json_lines.read(path)), default=0)
         self.attempt = past + 1 if rank == 0 else max(past, 1)
         """Number of this start of the run, from 1."""
         self.listeners: list[Listener] = []
         """Told of every event after it is in the file."""
 
-    def began(self) -> None:
-        """Say from which step this start of the run goes on."""
+    def began(self, **more: Any) -> None:
+        """Say from which step this start of the run goes on; ``more`` as in ``write``."""
         if self._progress.step:
-            self.write("resumed", f"goes on after step {self._progress.step}")
+            self.write("resumed", f"goes on after step {self._progress.step}", **more)
         elif self.attempt > 1:
-            self.write("start", "starts over at step 0: there was no checkpoint yet")
+            self.write("start", "starts over at step 0", **more)
         else:
-            self.write("start", "starts")
+            self.write("start", "starts", **more)
 
-    def ended(self, reason: ExitReason) -> None:
-        """Say why the loop ended."""
-        self.write(*_ENDINGS[reason])
+    def ended(self, reason: ExitReason, why: str = "") -> None:
+        """Say why the loop ended, in the words of ``why`` where there are any."""
+        kind, text = _ENDINGS[reason]
+        self.write(kind, why or text)
 
-    def write(self, kind: Kind, text: str, step: int | None = None) -> None:
-        """Append an event at ``step``, where the run is by default; any thread may call it."""
+    def write(self, kind: Kind, text: str, step: int | None = None, **more: Any) -> None:
+        """Append an event at ``step``, where the run is by default; any thread may call it.
+
+        ``more`` are further fields of the line.
+        """
         if self._rank and kind != "out_of_memory":
             return
         event = {
             "time": time.time(), "step": self._progress.step if step is None else step,
-            "attempt": self.attempt, "kind": kind, "text": text,
+            "attempt": self.attempt, "kind": kind, "text": text, **more,
         }  # fmt: skip
         with self._lock:
             try:
-                _append(self._path, event)
+                json_lines.append(self._path, event)
             except OSError as error:  # a full disk must not end the run
                 logger.error("the event %s could not be written: %s", event, error)
         for listener in self.listeners:
             listener(kind, text)
+
+    def heard_of_hang(self, text: str) -> None:
+        """Tell the listeners of a hang; the supervisor has written the event itself."""
+        for listener in self.listeners:
+            listener("hang", text)
 
     def __exit__(
         self,
@@ -107,29 +116,3 @@ class Events(AbstractContextManager["Events"]):
         else:
             said = str(error).splitlines()
             self.write("failed", f"{type(error).__name__}: {said[0]}" if said else repr(error))
-
-
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """Events of a run in order; none where there is no file. A line cut by a crash is left out."""
-    if not path.exists():
-        return []
-    events = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(ValueError):
-            events.append(json.loads(line))
-    return events
-
-
-def _append(path: Path, event: dict[str, Any]) -> None:
-    """Write one line in one call, which appends it whole beside other processes' lines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = (json.dumps(event, ensure_ascii=False) + "\n").encode()
-    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        size = os.fstat(file).st_size
-        if size and os.pread(file, 1, size - 1) != b"\n":
-            line = b"\n" + line  # a crash cut the line before
-        os.write(file, line)
-        os.fsync(file)
-    finally:
-        os.close(file)

@@ -18,6 +18,7 @@ import time
 import torch
 
 from llmtrain.data.batch import StepBatch
+from llmtrain.hang.heartbeat import Heartbeat, Phase
 from llmtrain.parallel.scopes import DATA, scope
 from llmtrain.train.loop import BatchSource
 
@@ -58,10 +59,15 @@ class Copies:
 class Feed:
     """A batch source on the device that counts the seconds the loop waited for it."""
 
-    def __init__(self, source: BatchSource, copies: Copies) -> None:
-        """Serve what ``source`` gives; its batches may have been started by ``copies``."""
+    def __init__(self, source: BatchSource, copies: Copies, beat: Heartbeat | None = None) -> None:
+        """Serve what ``source`` gives; its batches may have been started by ``copies``.
+
+        ``beat`` is told of each step, and that the first of a shape may take long: it compiles.
+        """
         self._source = source
         self._copies = copies
+        self._beat = beat or Heartbeat()
+        self._shapes: set[tuple[int, ...]] = set()
         self.waited_s = 0.0
         """Seconds waited so far."""
         self.asked_s = 0.0
@@ -70,10 +76,14 @@ class Feed:
     def at(self, step: int) -> StepBatch:
         """The batch of ``step`` from the source, on the device."""
         self.asked_s = self.busy_s()
+        self._beat.begin(step + 1, slow=not self._shapes)
         started = time.perf_counter()
         with scope(DATA):
             batch = self._copies.finish(self._source.at(step))
         self.waited_s += time.perf_counter() - started
+        shape = (*batch.tokens.shape, batch.num_microbatches)
+        self._beat.at(Phase.FORWARD, slow=shape not in self._shapes)
+        self._shapes.add(shape)
         return batch
 
     def busy_s(self) -> float:

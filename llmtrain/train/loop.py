@@ -77,9 +77,9 @@ def train(
         guard.observe(progress, result)
         for hook in hooks:
             hook.after_step(progress, result)
-        if guard.reason is None and checkpoints.due(progress):
+        if checkpoints.due(progress) and guard.look():
             checkpoints.save(progress)
-    if guard.reason is ExitReason.PREEMPTED:
+    if guard.reason is ExitReason.PREEMPTED and guard.look():
         checkpoints.save(progress)
     elif guard.reason is not None:
         return guard.reason

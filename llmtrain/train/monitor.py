@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from llmtrain import json_lines
 from llmtrain.train.metrics import Row
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class JsonLines(AbstractContextManager["JsonLines"]):
         """Cut the file and open it for appending."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._path.exists():
-            kept = [row for row in read_rows(self._path) if row["step"] <= self._after_step]
+            kept = [row for row in json_lines.read(self._path) if row["step"] <= self._after_step]
             beside = self._path.with_name(f".tmp-{self._path.name}")
             beside.write_text("".join(map(_line, kept)), encoding="utf-8")
             beside.replace(self._path)
@@ -61,17 +62,6 @@ class JsonLines(AbstractContextManager["JsonLines"]):
             raise RuntimeError("JsonLines is used outside its with block")
         self._file.write(_line(row))
         self._file.flush()
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a ``metrics.jsonl``; a last line that a crash cut short is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
 
 
 def _line(row: Row) -> str:

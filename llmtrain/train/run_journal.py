@@ -1,7 +1,7 @@
 """The journal of a run that is being trained: kept in every checkpoint and in the run folder.
 
-The checkpoint decides: what a run resumes with is the journal of the step it goes back to, with
-what the configuration leaves out from there on.
+The checkpoint decides: what a run resumes with is the journal of the step it goes back to, what
+the guard left out with it, and with what the configuration leaves out from there on.
 
     journal = RunJournal(plan, Mixing(plan), run.journal_json, accept_changed=False)
     checkpoints = Checkpoints(..., journal=journal)
@@ -48,13 +48,21 @@ class RunJournal:
             except OSError as error:  # the checkpoint has it too
                 logger.error("%s was not written (%s); make room", self._path, error.strerror)
 
+    def leaving_out(self, plain: Mapping[str, Any], skip: Skip) -> dict[str, Any]:
+        """Return the journal of the checkpoint of ``skip.step`` as it is once the run went back."""
+        saved = from_plain(plain)
+        kept = [s for s in saved.skips if not (s.by_guard and s.step >= skip.step)]
+        return replace(saved, skips=_in_order([*kept, skip])).to_plain()
+
     def resume(self, plain: Mapping[str, Any], step: int, changed: Sequence[str]) -> list[str]:
         """Take over the journal of a checkpoint of ``step``; returns why that may not be.
 
         ``changed`` are the facts about the data that are other than at the checkpoint.
         """
-        saved, own = from_plain(plain), self._plan.journal
-        problems = _other_past(saved.skips, own.skips, step)
+        saved = from_plain(plain)
+        own = [skip for skip in self._plan.journal.skips if not skip.by_guard]
+        guards = [skip for skip in saved.skips if skip.by_guard]
+        problems = _other_past([s for s in saved.skips if not s.by_guard], own, step)
         accepted = saved.accepted
         if changed and self._accept_changed:
             logger.warning("going on at step %d with other data: %s", step, "; ".join(changed))
@@ -62,10 +70,14 @@ class RunJournal:
         else:
             problems = [*changed, *problems]
         if not problems:
-            self._plan.adopt(replace(saved, skips=own.skips, accepted=accepted))
+            self._plan.adopt(replace(saved, skips=_in_order([*own, *guards]), accepted=accepted))
             self._mixing.resume(step)
             self.publish()
         return problems
+
+
+def _in_order(skips: Sequence[Skip]) -> tuple[Skip, ...]:
+    return tuple(sorted(skips, key=lambda skip: skip.step))
 
 
 def _other_past(saved: Sequence[Skip], own: Sequence[Skip], step: int) -> list[str]:

@@ -32,23 +32,29 @@ class ExitReason(Enum):
     """training.stop_at_step is reached and saved; the same command goes on once it is raised."""
     PREEMPTED = "preempted"
     """Asked to stop by a signal, and saved."""
+    TIME_LIMIT = "time_limit"
+    """The time of the process was up, and it saved."""
     SAVE_FAILED = "save_failed"
     """The checkpoint the run had to end with could not be written."""
     DIVERGED = "diverged"
-    """Too many updates in a row were skipped."""
+    """The guard found no way on: too many updates were skipped in a row, or too many rollbacks."""
+    ROLLED_BACK = "rolled_back"
+    """The guard goes back to a checkpoint; no process ends with it."""
     PEER_LOST = "peer_lost"
     """Another rank stopped answering; nothing was saved."""
     REFUSED = "refused"
     """An input is wrong, as the message says."""
     OUT_OF_MEMORY = "out_of_memory"
     """A device had no room; the log says what to change."""
+    HUNG = "hung"
+    """A rank held the others up and the supervisor ended the run; see docs/monitoring.md."""
     FAILED = "failed"
     """A fault: an exception escaped."""
 
     @property
     def code(self) -> int:
         """Exit status: 0 done, 2 wrong input, 3 stopped with a checkpoint saved, 1 a fault."""
-        known = {"done": 0, "stop_at_step": 0, "refused": 2, "preempted": 3}
+        known = {"done": 0, "stop_at_step": 0, "refused": 2, "preempted": 3, "time_limit": 3}
         return known.get(self.value, 1)
 
 

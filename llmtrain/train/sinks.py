@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
+from llmtrain import json_lines
 from llmtrain.config.training import MonitorConfig
 from llmtrain.train.events import Events
 from llmtrain.train.metrics import Sink
-from llmtrain.train.monitor import Console, JsonLines, read_rows
+from llmtrain.train.monitor import Console, JsonLines
 from llmtrain.train.progress import Progress
 from llmtrain.train.rundir import RunDirectory
-from llmtrain.train.spikes import Spikes
 from llmtrain.train.tensorboard import tensorboard_sink
 from llmtrain.train.tracker import wandb_sink
 
@@ -31,7 +31,7 @@ def open_sinks(
 ) -> list[Sink]:
     """Open all sinks of a run on ``stack``; those that lack rows of earlier starts get them."""
     lines = stack.enter_context(JsonLines(run.metrics_jsonl, progress.step))
-    past = read_rows(run.metrics_jsonl)
+    past = json_lines.read(run.metrics_jsonl)
     tracker = stack.enter_context(wandb_sink(config, run, plain_config))
     board = stack.enter_context(tensorboard_sink(config, run, progress.step))
     console = Console(progress.num_steps, progress.step, config.progress_bar)
@@ -43,4 +43,4 @@ def open_sinks(
         sinks.append(tracker)
     if board is not None:
         sinks.append(board)
-    return [*sinks, Spikes(events, config.spike_zscore, past)]
+    return sinks

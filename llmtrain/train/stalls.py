@@ -4,6 +4,7 @@ checkpoints = TimedSaves(checkpoints, events)    # what the loop saves with
 checkpoints.fields()                             # {"checkpoint_s": 1.8}, since the last call
 """
 
+from llmtrain.hang.heartbeat import Heartbeat, Phase
 from llmtrain.train.events import Events
 from llmtrain.train.loop import Saver
 from llmtrain.train.metrics import Row
@@ -13,10 +14,11 @@ from llmtrain.train.progress import Progress
 class TimedSaves:
     """A saver that says how long the loop waited for another."""
 
-    def __init__(self, saver: Saver, events: Events) -> None:
-        """Watch ``saver``."""
+    def __init__(self, saver: Saver, events: Events, beat: Heartbeat) -> None:
+        """Watch ``saver``; ``beat`` is told when the loop stands still for it."""
         self._saver = saver
         self._events = events
+        self._beat = beat
         self._reported_s = saver.stalled_s
         self._saved = True
 
@@ -31,10 +33,14 @@ class TimedSaves:
 
     def save(self, progress: Progress) -> bool:
         """See ``Saver``."""
-        return self._told(self._saver.save(progress))
+        self._beat.at(Phase.SAVE)
+        saved = self._told(self._saver.save(progress))
+        self._beat.at(Phase.OBSERVE)
+        return saved
 
     def wait(self) -> bool:
         """See ``Saver``."""
+        self._beat.at(Phase.SAVE)
         return self._told(self._saver.wait())
 
     def _told(self, saved: bool) -> bool:

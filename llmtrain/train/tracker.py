@@ -4,13 +4,15 @@
 process leaves a record of its own under the same id, and ``wandb sync`` of one replaces what it
 uploaded of another. So every start first logs again all rows the record does not have: a new
 offline record holds the history from step 1 on, and older records move to ``wandb/superseded``,
-where ``wandb sync RUN/wandb`` does not look. Online the server keeps the first row of a step.
+where ``wandb sync RUN/wandb`` does not look. Online the server keeps the first row of a step, and
+what it has cannot be taken back: rows after a rollback are further lines of the history, in which
+``train_step`` begins again at the checkpoint and ``attempt`` tells them from those that are undone.
 
 wandb is optional: asked for and missing is an error with the command to install it; not asked for
 and missing is one log line.
 
     with wandb_sink(config.monitor, run, plain_config) as tracker:   # None where it is off
-        tracker.catch_up(read_rows(run.metrics_jsonl))
+        tracker.catch_up(json_lines.read(run.metrics_jsonl))
         tracker.write(row)
 """
 
@@ -18,11 +20,12 @@ import importlib.util
 import logging
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from llmtrain import json_lines
 from llmtrain.config.training import MonitorConfig
 from llmtrain.errors import ConfigError
 from llmtrain.train.events import Kind
@@ -35,7 +38,8 @@ logger = logging.getLogger(__name__)
 
 INSTALL = "pip install 'wandb>=0.31'"
 ALERTS: dict[Kind, str] = {
-    "spike": "WARN", "hang": "ERROR", "out_of_memory": "ERROR", "save_failed": "ERROR",
+    "spike": "WARN", "rollback": "WARN", "hang": "ERROR", "out_of_memory": "ERROR",
+    "save_failed": "ERROR",
 }  # fmt: skip
 """Events that alert, and how grave they are to W&B."""
 SUPERSEDED = "superseded"
@@ -69,12 +73,31 @@ def choose_mode(config: MonitorConfig) -> tuple[Mode, str]:
     return "offline", "not logged in; wandb login makes later runs online"
 
 
+class Undone(NamedTuple):
+    """Steps that a rollback took back."""
+
+    attempt: int
+    """Start of the run that had made them."""
+    num_steps: int
+    """How many they were."""
+
+
+def undone_steps(events: Iterable[Mapping[str, Any]]) -> list[Undone]:
+    """Read from the events of a run what was taken back."""
+    return [
+        Undone(event["attempt"], event["reached"] - event["to_step"])
+        for event in events
+        if event["kind"] == "rollback"
+    ]
+
+
 class Tracker:
     """Sends rows, events and files to one W&B run."""
 
-    def __init__(self, run: Any) -> None:
-        """Take the run that ``wandb.init`` gave."""
+    def __init__(self, run: Any, undone: Sequence[Undone] = ()) -> None:
+        """Take the run that ``wandb.init`` gave; its record may hold steps that are ``undone``."""
         self._run = run
+        self._undone = tuple(undone)
         self._first_step = run.starting_step
         run.define_metric("train_step")
         run.define_metric("attempt", step_metric="train_step")
@@ -90,8 +113,15 @@ class Tracker:
 
         A step that the record has already is left out: of steps run again the first row stays.
         """
-        if row["step"] >= self._first_step:
-            self._run.log({**flat(row), "_timestamp": row["time"]}, step=row["step"])
+        line = row["step"] + sum(
+            one.num_steps for one in self._undone if one.attempt < row.get("attempt", 1)
+        )
+        if line >= self._first_step:
+            self._run.log({**flat(row), "_timestamp": row["time"]}, step=line)
+
+    def summarize(self, numbers: Mapping[str, float]) -> None:
+        """Put numbers about the run as a whole into its summary."""
+        self._run.summary.update(dict(numbers))
 
     def alert(self, kind: Kind, text: str) -> None:
         """Alert of an event, where it is one to alert of."""
@@ -146,7 +176,8 @@ def wandb_sink(
     )  # fmt: skip
     status = 1
     try:
-        yield Tracker(opened)
+        undone = [] if opened.offline else undone_steps(json_lines.read(run.events_jsonl))
+        yield Tracker(opened, undone)
         status = 0
     finally:
         opened.finish(exit_code=status)

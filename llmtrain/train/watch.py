@@ -17,7 +17,7 @@ from typing import Any
 from llmtrain.config.training import MonitorConfig
 from llmtrain.data.plan import BatchPlan
 from llmtrain.engine.protocol import Engine, StepResult
-from llmtrain.parallel.mesh import World
+from llmtrain.parallel.mesh import AXES, World
 from llmtrain.train import provenance
 from llmtrain.train.attention_logits import AttentionLogits
 from llmtrain.train.events import Events
@@ -58,6 +58,8 @@ class Parts:
     """Turns tokens into MFU."""
     layers: Sequence[str]
     """Layer of every row of the parameter table (see norms.py)."""
+    watchdog: Watchdog
+    """Hears of hangs."""
     compiled: bool
     """Whether blocks are compiled."""
     plain_config: Mapping[str, Any]
@@ -86,7 +88,7 @@ def open_watch(stack: ExitStack, config: MonitorConfig, parts: Parts) -> Watch:
     """Open what ``config`` asks for on ``stack``; every rank calls it, once the run has resumed."""
     world, progress = parts.world, parts.progress
     events = Events(parts.run.events_jsonl, rank=world.rank, device=world.device, progress=progress)
-    saver = TimedSaves(parts.saver, events)
+    saver = TimedSaves(parts.saver, events, world.beat)
     ranks = RankWatch(
         world, parts.engine, parts.batches,
         every_steps=config.log_every_steps, layers=parts.layers if config.layer_norms else None,
@@ -96,7 +98,7 @@ def open_watch(stack: ExitStack, config: MonitorConfig, parts: Parts) -> Watch:
     if places is not None:  # rank 0
         metrics = _metrics(stack, config, parts, events, places, [ranks.fields, saver.fields])
     stack.enter_context(events)  # what escapes is told to the sinks before they close
-    events.began()
+    events.began(layout=_layout(world))
     report = None if metrics is None else metrics.add
     before: list[Hook] = [ranks]
     after: list[Hook] = [] if metrics is None else [metrics]
@@ -108,12 +110,16 @@ def open_watch(stack: ExitStack, config: MonitorConfig, parts: Parts) -> Watch:
         )  # fmt: skip
         before.append(logits)
         batches = logits.watching(batches)
-    if metrics is not None and config.hang_s is not None:
-        after.append(stack.enter_context(Watchdog(config.hang_s, events)))
+    parts.watchdog.listener = events.heard_of_hang
     return Watch(
         events=events, batches=batches, saver=saver, before=tuple(before), after=tuple(after),
         report=report,
     )  # fmt: skip
+
+
+def _layout(world: World) -> dict[str, int]:
+    """Ranks along each axis, ``auto`` resolved."""
+    return dict(zip(AXES, world.axes.shape, strict=True))
 
 
 def _metrics(
@@ -125,9 +131,7 @@ def _metrics(
     fields: Sequence[Callable[[], Row]],
 ) -> Metrics:
     """Open the sinks and make the hook that feeds them, on rank 0."""
-    axes = parts.world.axes
-    layout = dict(zip(type(axes).__dataclass_fields__, axes.shape, strict=True))
-    found = provenance.describe(places, parts.plan, layout, events.attempt)
+    found = provenance.describe(places, parts.plan, _layout(parts.world), events.attempt)
     provenance.append(parts.run.environment_jsonl, found)
     sinks = open_sinks(stack, config, parts.run, parts.progress, parts.plain_config, events, found)
 

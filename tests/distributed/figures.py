@@ -93,13 +93,14 @@ class Suite:
             self._references[alone.name] = outcome
         return self._references[alone.name]
 
-    def measure(self, layout: Layout) -> Figures:
-        """Run ``layout`` and compare."""
+    def measure(self, layout: Layout, num_steps: int | None = None) -> Figures:
+        """Run ``layout`` and compare its losses, all or those of the first ``num_steps``."""
         want = self.reference(layout)
         reason = REASONS[sum(layout.name.encode()) % len(REASONS)]
         pool = self._pools[layout.engine.kind]
+        steps = num_steps or layout.steps
         outcomes: list[Outcome] = pool.run(
-            exercise, layout.config, reason, layout.steps, size=layout.size, timeout_s=TIME_LIMIT_S
+            exercise, layout.config, reason, steps, size=layout.size, timeout_s=TIME_LIMIT_S
         )
         return _compare(outcomes, want, layout.engine.precision)
 

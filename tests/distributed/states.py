@@ -15,7 +15,7 @@ from llmtrain.parallel.place import Place
 from tests.distributed.rig import Rig, rig
 
 TRAINED = 2
-NEXT = range(TRAINED, TRAINED + 10)
+NEXT = range(TRAINED, TRAINED + 5)
 
 
 def save(place: Place, config: RunConfig, folder: str) -> list[float]:

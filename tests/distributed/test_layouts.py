@@ -27,7 +27,8 @@ def test_the_table_holds_what_it_should() -> None:
     sets = {axes_of(layout) for layout in native}
     for number in (1, 2):
         assert {frozenset(some) for some in combinations(AXES, number)} <= sets
-    assert len({found for found in sets if len(found) == 3}) >= 8
+    triples = [found for found in sets if len(found) == 3]
+    assert all(any(set(pair) < found for found in triples) for pair in combinations(AXES, 2))
     schedules = {x.parallel.schedule for x in native if x.parallel.pp > 1}
     assert schedules == set(Schedule.__args__)
     assert {x.engine.deepspeed.zero_stage for x in deepspeed} == {0, 1, 2, 3}
@@ -53,7 +54,8 @@ def test_the_batch_would_show_a_mean_of_means_and_a_cut_document() -> None:
 
 @pytest.mark.parametrize("name", TESTED)
 def test_layout_agrees_with_one_process(name: str, suite: Suite) -> None:
-    assert suite.measure(LAYOUTS[name]).beyond() == []
+    layout = LAYOUTS[name]
+    assert suite.measure(layout, layout.tested_steps).beyond() == []
 
 
 def test_bf16_stays_near_fp32(suite: Suite) -> None:

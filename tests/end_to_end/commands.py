@@ -1,12 +1,14 @@
 """Start the real commands on tiny models and stores, watch them, and kill them."""
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -73,13 +75,28 @@ class Command:
     function. With ``torchrun`` the real launcher starts real interpreters.
     """
 
+    time_limit_s = TIME_LIMIT_S
+
     def __init__(
-        self, words: Sequence[str], log: Path, ranks: int = 1, torchrun: bool = False
+        self,
+        words: Sequence[str],
+        log: Path,
+        ranks: int = 1,
+        torchrun: bool = False,
+        body: Callable[..., int] | None = None,
+        environments: Sequence[dict[str, str]] = (),
+        deepspeed: bool = False,
     ) -> None:
+        """``body`` takes the place of ``run_words``, ``environments`` add to those of the ranks.
+
+        With ``deepspeed`` it is forked from a process that has imported DeepSpeed too.
+        """
         self.log = log
         log.touch()
         self._processes = (
-            [_Launcher(words, log, ranks)] if torchrun else _forked_ranks(words, log, ranks)
+            [_Launcher(words, log, ranks)]
+            if torchrun
+            else _forked_ranks(words, log, ranks, body or run_words, environments, deepspeed)
         )
 
     @property
@@ -98,22 +115,27 @@ class Command:
         return [pid for process in self._processes for pid in process.ranks]
 
     @property
+    def children(self) -> list[int]:
+        """Process ids that the launcher, or rank 0, has started."""
+        return children(self.pid)
+
+    @property
     def ended(self) -> bool:
         """Whether the launcher, or any rank where there is none, has ended."""
         return any(process.status(0.0) is not None for process in self._processes)
 
     def wait(self) -> int:
         """The worst exit status; kills everything at the time limit."""
-        deadline = time.monotonic() + TIME_LIMIT_S
+        deadline = time.monotonic() + self.time_limit_s
         found = [process.status(deadline - time.monotonic()) for process in self._processes]
         if None in found:
             self.kill()
-            raise AssertionError(f"not done after {TIME_LIMIT_S} s:\n{self.output}")
+            raise AssertionError(f"not done after {self.time_limit_s} s:\n{self.output}")
         return max((status for status in found if status is not None), key=abs)
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Wait until ``condition`` holds, which it must before the command ends."""
-        deadline = time.monotonic() + TIME_LIMIT_S
+        deadline = time.monotonic() + self.time_limit_s
         while not condition():
             if self.ended or time.monotonic() > deadline:
                 self.kill()
@@ -134,6 +156,15 @@ class Command:
             process.status(TIME_LIMIT_S)
 
 
+def children(pid: int) -> list[int]:
+    """Process ids of what a process has started; none where it has ended."""
+    try:
+        found = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except FileNotFoundError:
+        return []
+    return sorted(int(child) for child in found.split())
+
+
 class _Launcher:
     """A real torchrun."""
 
@@ -152,11 +183,7 @@ class _Launcher:
 
     @property
     def ranks(self) -> list[int]:
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
-        try:
-            return sorted(int(pid) for pid in children.read_text().split())
-        except FileNotFoundError:
-            return []
+        return children(self.pid)
 
     def status(self, timeout_s: float) -> int | None:
         """Its exit status, None where it has not ended in time."""
@@ -169,12 +196,19 @@ class _Launcher:
 class _Forked:
     """A process that runs the function of the console script."""
 
-    def __init__(self, words: Sequence[str], log: Path, environment: dict[str, str]) -> None:
-        self._rank = fork_rank()
+    def __init__(
+        self,
+        words: Sequence[str],
+        log: Path,
+        environment: dict[str, str],
+        body: Callable[..., int],
+        deepspeed: bool,
+    ) -> None:
+        self._rank = fork_rank(deepspeed)
         self.pid = self._rank.pid
         self.ranks = [self.pid]
         self._status: int | None = None
-        self._rank.pipe.send((run_words, 0, 1, "", (list(words), str(log), environment)))
+        self._rank.pipe.send((body, 0, 1, "", (list(words), str(log), environment)))
 
     def status(self, timeout_s: float) -> int | None:
         """Its exit status, -9 where it was killed; None where it has not ended in time."""
@@ -187,10 +221,17 @@ class _Forked:
         return self._status
 
 
-def _forked_ranks(words: Sequence[str], log: Path, ranks: int) -> list[_Forked]:
+def _forked_ranks(
+    words: Sequence[str],
+    log: Path,
+    ranks: int,
+    body: Callable[..., int],
+    environments: Sequence[dict[str, str]],
+    deepspeed: bool,
+) -> list[_Forked]:
     """Ranks that find in their environment what a launcher would set."""
     if ranks == 1:
-        return [_Forked(words, log, {})]
+        return [_Forked(words, log, {**os.environ, "OMP_NUM_THREADS": "1"}, body, deepspeed)]
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
@@ -199,13 +240,22 @@ def _forked_ranks(words: Sequence[str], log: Path, ranks: int) -> list[_Forked]:
             words,
             log,
             {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
-             "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": port},
+             "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": port,
+             **(environments[rank] if environments else {})},
+            body,
+            deepspeed,
         )
         for rank in range(ranks)
     ]  # fmt: skip
 
 
-def run_words(place: object, words: list[str], log: str, environment: dict[str, str]) -> int:
+def run_words(
+    place: object,
+    words: list[str],
+    log: str,
+    environment: dict[str, str],
+    command: Callable[[list[str]], int] = main,
+) -> int:
     """Be a process that the shell has started: session, folder, environment, output."""
     os.setsid()
     os.chdir(REPOSITORY)
@@ -214,12 +264,30 @@ def run_words(place: object, words: list[str], log: str, environment: dict[str, 
     os.dup2(file, 1)
     os.dup2(file, 2)
     try:
-        return main(words)
+        return command(words)
     except SystemExit as left:
         return left.code if isinstance(left.code, int) else 1
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+
+
+def run_torchrun(place: object, words: list[str], log: str, environment: dict[str, str]) -> int:
+    """Be torchrun with two ranks, which are forks of this process instead of new ones."""
+    from torch.distributed import run
+
+    options = ["--standalone", "--nproc-per-node=2", "--run-path", "--start-method=fork"]
+    multiprocessing.current_process().daemon = False  # as what forked it is; those start nothing
+
+    def launch(words: list[str]) -> int:
+        try:
+            run.main([*options, str(REPOSITORY / "llmtrain" / "__main__.py"), *words])
+        except Exception:  # of a rank, or of the signal that ended it
+            traceback.print_exc()
+            return 1
+        return 0
+
+    return run_words(place, words, log, environment, launch)
 
 
 def steps(run: Path) -> list[int]:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import time
@@ -71,13 +72,15 @@ def test_the_report_holds_scores_samples_and_the_funnel(out: Path) -> None:
     assert len(json.loads((run / "samples.json").read_text())["samples"]) == 3
 
 
-def test_random_spans_of_the_run_are_proven_by_the_crawl(out: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "benchmarks/trace_proof.py"),
-         f"run={out / 'runs/demo'}", "spans=200", "pairs=100"],
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(done.stdout)
+def test_random_spans_of_the_run_are_proven_by_the_crawl(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"run={out / 'runs/demo'}", "spans=200", "pairs=100"]
+    monkeypatch.setattr(sys, "argv", ["trace_proof.py", *words])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(REPOSITORY / "benchmarks/trace_proof.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert left.value.code == 0, printed
+    found = json.loads(printed)
     assert (found["proven"], found["agree"]) == (200, 100)
     assert found["characters_compared"] > 10_000

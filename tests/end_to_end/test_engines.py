@@ -1,4 +1,4 @@
-"""Both launchers with both engines: a run goes on under the other engine as if nothing had been."""
+"""Both launchers and both engines: a run goes on under the other engine as if nothing had been."""
 
 import os
 import signal
@@ -15,6 +15,7 @@ from tests.end_to_end.commands import (
     REPOSITORY,
     TIME_LIMIT_S,
     TINY,
+    Command,
     losses,
     make_store,
     saved_steps,
@@ -35,19 +36,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def train(folder: Path, name: str, *words: str, launcher: str | None = None) -> str:
-    """Train alone, or on two ranks under a launcher of ``launch/``; returns what was printed."""
+def words_of(folder: Path, name: str) -> tuple[str, ...]:
+    """The words of a run that every launcher passes on."""
+    return (
+        *TINY, "training.num_tokens=2048", f"name={name}", f"runs_dir={folder}/runs",
+        f"data.sources.web={folder}/web",
+    )  # fmt: skip
+
+
+def train(folder: Path, name: str, *words: str, ranks: int = 1, deepspeed: bool = False) -> str:
+    """Train in forked ranks that find what a launcher sets; returns what was printed."""
+    command = Command(
+        ["train", *words_of(folder, name), *words], folder / f"{name}.log", ranks,
+        deepspeed=deepspeed,
+    )  # fmt: skip
+    assert command.wait() == 0, command.output
+    return command.output
+
+
+def launch(folder: Path, name: str, *words: str, launcher: str) -> str:
+    """Train on two ranks under a launcher of ``launch/``; returns what was printed."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     environment = {
         **os.environ, "PYTHON": sys.executable, "RANKS": "2", "PORT": port, "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    alone = [sys.executable, "-m", "llmtrain", "train"]
-    run = (*TINY, "training.num_tokens=2048", f"name={name}", f"runs_dir={folder}/runs")
     process = subprocess.Popen(
-        [*(["sh", f"launch/{launcher}.sh"] if launcher else alone), *run,
-         f"data.sources.web={folder}/web", *words],
+        ["sh", f"launch/{launcher}.sh", *words_of(folder, name), *words],
         cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, start_new_session=True,
     )  # fmt: skip
@@ -62,8 +78,8 @@ def train(folder: Path, name: str, *words: str, launcher: str | None = None) -> 
 
 @pytest.fixture(scope="module")
 def stopped(folder: Path) -> Path:
-    """Half a run of the native engine under DeepSpeed's launcher."""
-    train(folder, "stopped", *PP2, "training.stop_at_step=4", launcher="deepspeed")
+    """Half a run of the native engine under torchrun."""
+    launch(folder, "stopped", *PP2, "training.stop_at_step=4", launcher="torchrun")
     run = folder / "runs/stopped"
     assert status(run) == {"code": 0, "reason": "stop_at_step", "step": 4}
     return run
@@ -77,18 +93,29 @@ def straight(folder: Path, stopped: Path) -> dict[int, float]:
     return losses(folder / "runs/straight")
 
 
-@pytest.mark.parametrize(
-    ("launcher", "words"), [("torchrun", (*DEEPSPEED, *PP2)), ("deepspeed", ZERO_3)]
-)
-def test_a_native_run_goes_on_under_deepspeed(
-    folder: Path, stopped: Path, straight: dict[int, float], launcher: str, words: tuple[str, ...]
-) -> None:
-    run = folder / "runs" / launcher
-    copytree(stopped, run, symlinks=True)
-    said = train(folder, launcher, *words, launcher=launcher)
+def check_it_went_on(run: Path, said: str, straight: dict[int, float]) -> None:
+    """The run was resumed under another engine, and its losses are those of one process."""
     assert "resumed from" in said
     assert "engine.kind" in said
     assert status(run) == {"code": 0, "reason": "done", "step": NUM_STEPS}
     assert saved_steps(run)[-1] == NUM_STEPS
     assert steps(run) == list(range(1, NUM_STEPS + 1))
     assert losses(run) == pytest.approx(straight, rel=1e-6)
+
+
+def test_a_native_run_goes_on_under_deepspeeds_pipeline(
+    folder: Path, stopped: Path, straight: dict[int, float]
+) -> None:
+    run = folder / "runs/pipeline"
+    copytree(stopped, run, symlinks=True)
+    said = train(folder, "pipeline", *DEEPSPEED, *PP2, ranks=2, deepspeed=True)
+    check_it_went_on(run, said, straight)
+
+
+def test_a_native_run_goes_on_under_deepspeeds_launcher_and_zero_3(
+    folder: Path, stopped: Path, straight: dict[int, float]
+) -> None:
+    run = folder / "runs/zero"
+    copytree(stopped, run, symlinks=True)
+    said = launch(folder, "zero", *ZERO_3, launcher="deepspeed")
+    check_it_went_on(run, said, straight)

@@ -30,11 +30,12 @@ def until(condition: Callable[[], bool], folder: Path) -> None:
 
 
 def test_two_nodes_train_stop_when_asked_and_go_on(
-    cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: SlurmCluster, warm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(commands.REPOSITORY)
     words = [
         "launch", "target=slurm", "cluster=cpu", "cluster.num_nodes=2", "launch.exclusive=false",
+        f"cluster.python={warm}",
         *commands.TINY, f"data.sources.a={commands.make_store(tmp_path / 'store', 1)}",
         f"runs_dir={tmp_path / 'runs'}", "name=two", "parallel.pp=2",
     ]  # fmt: skip

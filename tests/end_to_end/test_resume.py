@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
 
@@ -15,6 +16,8 @@ from tests.end_to_end.commands import (
     Command,
     losses,
     make_store,
+    run_torchrun,
+    run_words,
     saved_state,
     saved_steps,
     status,
@@ -43,7 +46,14 @@ class Workplace:
     def run(self, name: str) -> Path:
         return self.folder / "runs" / name
 
-    def train(self, name: str, *words: str, ranks: int = 1, torchrun: bool = False) -> Command:
+    def train(
+        self,
+        name: str,
+        *words: str,
+        ranks: int = 1,
+        torchrun: bool = False,
+        body: Callable[..., int] = run_words,
+    ) -> Command:
         """Start (or go on with) the run ``name``."""
         sources = [f"data.sources.{source}={path}" for source, path in self.stores.items()]
         self._started += 1
@@ -52,6 +62,7 @@ class Workplace:
             self.folder / f"{self._started:02d}-{name}.log",
             ranks,
             torchrun,
+            body,
         )
 
     def finish(self, name: str, *words: str, ranks: int = 1, code: int = 0) -> str:
@@ -164,10 +175,10 @@ def test_a_preempted_launch_saves_and_the_same_command_goes_on(
 
 
 def test_a_rank_that_dies_takes_the_run_down_without_a_save(place: Workplace) -> None:
-    command = place.train("orphan", *PP2, *LONG, ranks=2, torchrun=True)
+    command = place.train("orphan", *PP2, *LONG, body=run_torchrun)
     run = place.run("orphan")
-    command.until(lambda: len(steps(run)) >= 3 and len(command.ranks) == 2)
-    os.kill(command.ranks[1], signal.SIGKILL)
+    command.until(lambda: len(steps(run)) >= 3 and len(command.children) == 2)
+    os.kill(command.children[1], signal.SIGKILL)
     assert command.wait() != 0
     assert saved_steps(run) == []
     assert status(run)["code"] == 1
@@ -247,7 +258,7 @@ def test_a_truncated_store_is_one_sentence_and_status_2(fresh: Workplace) -> Non
 
 
 def test_wrong_words_under_torchrun_are_said_once(fresh: Workplace) -> None:
-    command = fresh.train("wrong", "optimizer.lrr=1", *PP2, ranks=2, torchrun=True)
+    command = fresh.train("wrong", "optimizer.lrr=1", *PP2, body=run_torchrun)
     assert command.wait() != 0
     assert command.output.count("did you mean") == 1
     errors = [line for line in command.output.splitlines() if line.startswith("error: ")]

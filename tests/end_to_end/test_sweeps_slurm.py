@@ -5,7 +5,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from llmtrain.sweep.rows import read_rows
+from llmtrain import json_lines
 from llmtrain.sweep.slurm import job_name
 from tests.end_to_end import commands
 from tests.end_to_end.sweeps import Sweep, states
@@ -21,13 +21,16 @@ pytestmark = [
 STEPS = 40
 
 
-def test_a_killed_sweep_finds_its_jobs_and_goes_on(cluster: SlurmCluster, tmp_path: Path) -> None:
+def test_a_killed_sweep_finds_its_jobs_and_goes_on(
+    cluster: SlurmCluster, warm: Path, tmp_path: Path
+) -> None:
     words = [
         "hydra/sweeper=optuna", "hydra.sweeper.num_trials=6",
         "hydra.sweeper.seed=1",
         "hydra/launcher=slurm", "hydra.launcher.jobs=2", "hydra.launcher.poll_s=0.5",
         "cluster=cpu", "cluster.ranks_per_node=1", "launch.time_limit=30",
-        "launch.exclusive=false", "preflight=false", *commands.TINY,
+        "launch.exclusive=false", "preflight=false", *commands.TINY, f"cluster.python={warm}",
+        "checkpoint.every_steps=10",
         f"data.sources.a={commands.make_store(tmp_path / 'store', 1)}",
         f"runs_dir={tmp_path / 'runs'}", "name=six",
         "optimizer.lr=tag(log,interval(1e-4,1e-1))", "cluster.num_nodes=choice(1,2)",
@@ -44,16 +47,17 @@ def test_a_killed_sweep_finds_its_jobs_and_goes_on(cluster: SlurmCluster, tmp_pa
     first.kill()
     before = states(sweep)
     at_work = [n for n in before if not (sweep / n / "status.json").exists()]
-    for name in at_work[:1]:
-        number = cluster.command("squeue", "-h", "-n", job_name(sweep / name), "-o", "%A")
-        cluster.command("scancel", "--signal=KILL", "--full", number)
+    job = job_name(sweep / at_work[0])
+    number = cluster.command("squeue", "-h", "-n", job, "-o", "%A")
+    cluster.command("scancel", "--signal=KILL", "--full", number)
 
     second = Sweep(words, tmp_path / "second.log")
     assert second.wait() == 0, second.output
+    assert f"{at_work[0]} goes on" in second.output
     assert list(states(sweep).values()) == ["done"] * 6
-    rows = read_rows(sweep / "trials.jsonl")
+    rows = json_lines.read(sweep / "trials.jsonl")
     nodes = {row["folder"]: row["overrides"]["cluster.num_nodes"] for row in rows}
-    assert set(nodes.values()) == {1, 2}
+    assert sorted(nodes.values()) == [1, 1, 1, 1, 1, 2]
     for name in nodes:
         assert commands.steps(sweep / name) == list(range(1, STEPS + 1))
     for name, state in before.items():

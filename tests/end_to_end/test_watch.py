@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from llmtrain.train.events import read_events
-from llmtrain.train.monitor import read_rows
+from llmtrain import json_lines
 from tests.end_to_end.commands import REPOSITORY, TINY, Command, make_store, saved_steps, steps
 from tests.wandb_server import WandbServer
 
@@ -63,7 +61,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, server: WandbServer) -> Path:
 
 
 def test_the_list_of_events_goes_on_over_the_kills(run: Path) -> None:
-    events = read_events(run / "events.jsonl")
+    events = json_lines.read(run / "events.jsonl")
     assert [(event["attempt"], event["kind"], event["step"]) for event in events] == [
         (1, "start", 0), (2, "resumed", 10), (3, "resumed", 20), (3, "done", NUM_STEPS),
     ]  # fmt: skip
@@ -73,7 +71,7 @@ def test_the_list_of_events_goes_on_over_the_kills(run: Path) -> None:
 
 
 def test_rows_say_in_which_start_they_were_made(run: Path) -> None:
-    rows = read_rows(run / "metrics.jsonl")
+    rows = json_lines.read(run / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, NUM_STEPS + 1))
     assert [row["attempt"] for row in rows] == [1] * 10 + [2] * 10 + [3] * 20
     assert [row["checkpoint_s"] > 0 for row in rows] == [n == 31 for n in range(1, 41)]
@@ -82,7 +80,7 @@ def test_rows_say_in_which_start_they_were_made(run: Path) -> None:
 def test_every_field_of_a_row_is_documented(run: Path) -> None:
     page = (REPOSITORY / "docs" / "monitoring.md").read_text()
     documented = set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE))
-    assert {name for row in read_rows(run / "metrics.jsonl") for name in row} <= documented
+    assert {name for row in json_lines.read(run / "metrics.jsonl") for name in row} <= documented
 
 
 def test_the_offline_record_is_one_run_with_one_history(run: Path) -> None:
@@ -113,7 +111,7 @@ def test_synced_it_is_one_run_with_one_history(run: Path, server: WandbServer) -
 
 
 def assert_history(run: Path, history: list[dict[str, Any]]) -> None:
-    rows = read_rows(run / "metrics.jsonl")
+    rows = json_lines.read(run / "metrics.jsonl")
     for key, field in (("train_step", "step"), ("attempt", "attempt"), ("loss", "loss")):
         assert [row[key] for row in history] == [row[field] for row in rows]
     assert [row["_step"] for row in history] == list(range(1, NUM_STEPS + 1))
@@ -126,31 +124,7 @@ def test_tensorboard_shows_one_curve(run: Path) -> None:
 
     shown = EventAccumulator(str(run / "tensorboard"))
     shown.Reload()
-    losses = {row["step"]: row["loss"] for row in read_rows(run / "metrics.jsonl")}
+    losses = {row["step"]: row["loss"] for row in json_lines.read(run / "metrics.jsonl")}
     seen = {scalar.step: scalar.value for scalar in shown.Scalars("loss")}
     assert len(shown.Scalars("loss")) == NUM_STEPS
     assert seen == pytest.approx(losses)
-
-
-def test_a_rank_that_stands_still_is_a_hang_and_the_run_goes_on(tmp_path: Path) -> None:
-    make_store(tmp_path / "web", seed=0)
-    words = (
-        "train", *TINY, "name=still", f"runs_dir={tmp_path}", f"data.sources.web={tmp_path}/web",
-        "parallel.pp=2", "monitor.hang_s=0.5", "training.num_tokens=100_000_000",
-    )  # fmt: skip
-    command, run = Command(words, tmp_path / "log", ranks=2), tmp_path / "still"
-    command.until(lambda: len(steps(run)) >= 2)
-    before = kinds(run).count("hang")  # a busy machine may be that slow
-    os.kill(command.ranks[1], signal.SIGSTOP)
-    command.until(lambda: kinds(run).count("hang") > before)
-    seen = steps(run)[-1]
-    os.kill(command.ranks[1], signal.SIGCONT)
-    command.until(lambda: steps(run)[-1] > seen)
-    command.send(signal.SIGTERM)
-    assert command.wait() == 0, command.output
-    assert (kinds(run)[0], kinds(run)[-1]) == ("start", "preempted")
-    assert "rank_step_time_s" in read_rows(run / "metrics.jsonl")[-1]
-
-
-def kinds(run: Path) -> list[str]:
-    return [event["kind"] for event in read_events(run / "events.jsonl")]

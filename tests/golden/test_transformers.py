@@ -10,7 +10,8 @@ from torch import Tensor
 
 from llmtrain.config.model import ModelConfig
 from llmtrain.config.strict import build
-from llmtrain.eval.generate import Sampling, generate
+from llmtrain.eval.decoding import generate
+from llmtrain.eval.sampling import Sampling
 from llmtrain.model.transformer import Transformer
 
 TOLERANCE = 1e-5
@@ -135,7 +136,7 @@ def test_packed_documents_equal_single_documents(pair: tuple[Any, Transformer]) 
 def test_greedy_generation(pair: tuple[Any, Transformer]) -> None:
     their_model, our_model = pair
     prompts = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5, 8, 9, 7]]
-    found = generate(our_model, prompts, Sampling(max_new_tokens=50, temperature=0.0), eos_id=None)
+    found = generate(our_model, prompts, Sampling(max_new_tokens=50, temperature=0.0))
     for prompt, continuation in zip(prompts, found, strict=True):
         # Each choice, given the ones before it, is theirs: so is the whole continuation.
         tokens = torch.tensor([prompt + continuation])

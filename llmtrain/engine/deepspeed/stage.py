@@ -22,6 +22,7 @@ from deepspeed.runtime.pipe.topology import PipeDataParallelTopology
 from torch import Tensor, nn
 
 from llmtrain.data.batch import StepBatch
+from llmtrain.hang.heartbeat import Heartbeat, Phase
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.stage import StageModule, batch_fields
 
@@ -37,7 +38,7 @@ def pipe(
         partition_method="uniform",
     )
     grid = module.mpu()
-    return StageEngine(
+    engine = StageEngine(
         args=None,
         model=module,
         optimizer=optimizer,
@@ -46,6 +47,8 @@ def pipe(
         config=settings,
         config_class=DeepSpeedConfig(settings, grid),
     )
+    engine.beat = world.beat
+    return engine
 
 
 class Layer(nn.Module):
@@ -65,6 +68,9 @@ class Layer(nn.Module):
 
 class StageEngine(PipelineEngine):  # type: ignore[misc]
     """DeepSpeed's 1F1B, fed by number and stopped before the update."""
+
+    beat: Heartbeat
+    """Told what the stage does; between two instructions it waits for its neighbours."""
 
     _parts: list[StepBatch]
     _next = 0
@@ -98,7 +104,16 @@ class StageEngine(PipelineEngine):  # type: ignore[misc]
         (layer,) = self.module.forward_funcs
         layer.fields = batch_fields(self._parts[self._next])
         self._next += 1
+        training = self.module.training
+        self.beat.at(Phase.FORWARD if training else Phase.EVALUATE, self._next)
         super()._exec_forward_pass(buffer_id)
+        self.beat.at(Phase.COLLECTIVE if training else Phase.EVALUATE, self._next)
+
+    def _exec_backward_pass(self, buffer_id: int) -> None:
+        """Backward the next micro-batch whose forward is done."""
+        self.beat.at(Phase.BACKWARD, buffer_id + 1)
+        super()._exec_backward_pass(buffer_id)
+        self.beat.at(Phase.COLLECTIVE, buffer_id + 1)
 
     def _exec_optimizer_step(self, lr_kwargs: Any = None) -> None:
         """Leave parameters and gradients as they are; see ``step``."""
@@ -107,5 +122,6 @@ class StageEngine(PipelineEngine):  # type: ignore[misc]
         **PipelineEngine._INSTRUCTION_MAP,
         schedule.LoadMicroBatch: _exec_load_micro_batch,
         schedule.ForwardPass: _exec_forward_pass,
+        schedule.BackwardPass: _exec_backward_pass,
         schedule.OptimizerStep: _exec_optimizer_step,
     }

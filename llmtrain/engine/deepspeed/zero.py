@@ -29,6 +29,7 @@ from llmtrain.engine.step import (
     step_result,
     within,
 )
+from llmtrain.hang.heartbeat import Phase
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.stage import StageModule, batch_fields
 
@@ -71,6 +72,7 @@ class ZeroEngine:
         self._gradients.clear()
         # DeepSpeed averages over the data ranks; gradients here are sums.
         self._run(batch, scale=self._world.dp_size / weight, training=True)
+        self._world.beat.at(Phase.OPTIMIZER)
         gradients = self._holder.gradients()
         squares, sums = self._rank_sums.add(self._squares(gradients), self._module.totals)
         grad_norm = squares.sum().sqrt()
@@ -78,26 +80,31 @@ class ZeroEngine:
         partitions = self._holder.partitions
         self._gradients = {p.tensor: g for p, g in zip(partitions, gradients, strict=True)}
         applied = self._update(lr, grad_norm, applied)
+        self._world.beat.at(Phase.OBSERVE)
         return step_result(sums, weight, grad_norm, applied, squares=squares)
 
     def eval_step(self, batch: StepBatch) -> StepResult:
         """Forward only, over the same kind of batch."""
+        self._world.beat.at(Phase.EVALUATE)
         weight = count_targets(batch, self._world)
         self._run(batch, scale=None, training=False)
         _, sums = self._rank_sums.add(self._squares([]), self._module.totals)
+        self._world.beat.at(Phase.OBSERVE)
         zero = torch.zeros((), dtype=torch.float64, device=self._world.device)
         return step_result(sums, weight, zero, zero.bool())
 
     def _run(self, batch: StepBatch, scale: Tensor | None, training: bool) -> None:
         """Run all micro-batches; in training the last one's backward finishes the sums."""
         self._module.scale, self._module.totals = scale, {}
-        parts = batch.microbatches()
+        parts, beat = batch.microbatches(), self._world.beat
         for number, part in enumerate(parts, start=1):
+            beat.at(Phase.FORWARD if training else Phase.EVALUATE, number)
             if training:
                 self._deepspeed.set_gradient_accumulation_boundary(number == len(parts))
             with torch.set_grad_enabled(training):
                 loss = self._deepspeed(part.tokens, **batch_fields(part))
             if training:
+                beat.at(Phase.BACKWARD, number)
                 self._deepspeed.backward(loss.sum(), scale_wrt_gas=False)
 
     def _update(self, lr: float, grad_norm: Tensor, applied: Tensor) -> Tensor:

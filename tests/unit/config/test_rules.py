@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from llmtrain.config.parallel import ParallelConfig, implied_world_size, resolve_dp_shard
+from llmtrain.config.parallel import ParallelConfig, implied_world_size, resolve_dp
 from llmtrain.config.run import RULES, RunConfig, broken_rules, check
 from llmtrain.errors import ConfigError, LayoutError
 
@@ -92,6 +92,16 @@ REFUSED = [
         ["data.skip_steps=[[2, 3], [900000, 900001]]"],
         "data.skip_steps holds [900000, 900001], the run ends with step ",
     ),
+    (
+        1,
+        [
+            "guard.on_spike=[skip]",
+            "optimizer.in_backward=true",
+            "optimizer.grad_clip_norm=.inf",
+            "training.micro_batch_size=8",
+        ],
+        "guard.on_spike=[skip] skips whole updates, with optimizer.in_backward=true they are made",
+    ),
     (1, ["schedule.warmup_tokens=1000000"], "is longer than training.num_tokens=100000"),
     (
         1,
@@ -133,7 +143,7 @@ def test_the_shapes_of_a_ramp_are_checked_like_the_last(
     config: Callable[..., RunConfig],
 ) -> None:
     ramp = "training.batch_ramp=[{until_tokens: 9000, global_batch_tokens: 1024}]"
-    (found,) = broken_rules(config(ramp), 8)
+    (found,) = broken_rules(config(ramp, "parallel.dp_shard=8"), 8)
     assert found.startswith("on the ramps of training, training.global_batch_tokens=1024 is 4 rows")
     ramp = "training.length_ramp=[{until_tokens: 9000, sequence_length: 2}]"
     (found,) = broken_rules(config(ramp, "parallel.cp=2"), 2)
@@ -169,13 +179,13 @@ def test_check_raises_all_at_once(config: Callable[..., RunConfig]) -> None:
 def test_auto_takes_the_ranks_that_are_left(
     parallel: ParallelConfig, world_size: int, shard: int
 ) -> None:
-    assert resolve_dp_shard(parallel, world_size) == shard
+    assert resolve_dp(parallel, world_size)[1] == shard
 
 
 def test_a_layout_that_does_not_fit_names_a_way_out() -> None:
     with pytest.raises(LayoutError, match=r"use parallel\.dp_shard=auto"):
-        resolve_dp_shard(ParallelConfig(dp_shard=3), 4)
+        resolve_dp(ParallelConfig(dp_shard=3), 4)
     with pytest.raises(LayoutError, match="dp_replicate that divides 4"):
-        resolve_dp_shard(ParallelConfig(dp_replicate=3), 4)
+        resolve_dp(ParallelConfig(dp_replicate=3), 4)
     assert implied_world_size(ParallelConfig(pp=2, dp_shard=3)) == 6
     assert implied_world_size(ParallelConfig(pp=2)) == 2

@@ -59,13 +59,15 @@ REFUSED = [
     (4, ["parallel.dp_shard=3"], "parallel.dp_shard=3 makes 3 ranks, started were 4"),
     (5, ["parallel.pp=5"], "use parallel.pp x stages_per_rank of at most 4"),
     (3, ["parallel.pp=3", "parallel.schedule=interleaved_1f1b"], "3 x 2 stages per rank is more"),
-    (3, [], "8 rows, which 3 data-parallel ranks x training.micro_batch_size=1 do not divide"),
+    (3, ["parallel.dp_shard=3"], "8 rows, which 3 data-parallel ranks x training.micro_batch_si"),
     (1, ["training.micro_batch_size=3"], "use training.global_batch_tokens=2304"),
+    (2, ["training.micro_batch_size=3"], "8 rows, which training.micro_batch_size=3 does not"),
+    (4, ["parallel.dp_replicate=auto", "parallel.dp_shard=3"], "parallel.dp_shard that divides 4"),
     (4, ["parallel.pp=4", "training.micro_batch_size=4"], "needs at least 4 micro-batches"),
     (
         2,
         ["parallel.pp=2", "parallel.schedule=interleaved_1f1b", "training.micro_batch_size=8",
-         "training.global_batch_tokens=14336"],
+         "training.global_batch_tokens=14336", "parallel.dp_shard=1"],
         "found 7 micro-batches per rank, which 3 rounds do not divide",
     ),
     (2, ["parallel.pp=2", "parallel.stages_per_rank=2"], "schedule=interleaved_1f1b"),
@@ -216,7 +218,8 @@ def test_every_limit_is_tested_above(config: Callable[..., RunConfig]) -> None:
 def size_of(run: RunConfig) -> int:
     axes = run.parallel
     shard = 1 if axes.dp_shard == "auto" else axes.dp_shard
-    return axes.pp * axes.dp_replicate * axes.cp * axes.tp * shard
+    replicate = 1 if axes.dp_replicate == "auto" else axes.dp_replicate
+    return axes.pp * replicate * axes.cp * axes.tp * shard
 
 
 @pytest.mark.parametrize(

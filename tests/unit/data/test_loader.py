@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from llmtrain.config.parallel import ParallelConfig
 from llmtrain.data.assemble import assemble_pieces
 from llmtrain.data.batch import IGNORE_INDEX, StepBatch
 from llmtrain.data.held_out import EvaluationBatches
@@ -164,6 +165,32 @@ def test_later_epochs_have_new_orders_and_are_logged(
     ]
 
 
+@pytest.mark.parametrize(("dp_size", "size", "pp", "shares"), [
+    (5, 1, 1, [3, 3, 3, 3, 0]), (3, 4, 1, [4, 4, 4]), (2, 4, 1, [8, 4]), (5, 6, 1, [6, 6, 0, 0, 0]),
+    (4, 3, 2, [6, 6, 0, 0]),
+])  # fmt: skip
+def test_what_ranks_lack_is_filled_up_with_rows_that_count_for_nothing(
+    stores: dict[str, TokenStore], dp_size: int, size: int, pp: int, shares: list[int]
+) -> None:
+    plan, layout = make_plan(stores), ParallelConfig(pp=pp)
+    whole = Batches(plan, micro_batch_size=12, prefetch=0).at(2)
+    parts = [
+        Batches(
+            plan, dp_rank=rank, dp_size=dp_size, micro_batch_size=size, prefetch=0, parallel=layout
+        ).at(2)
+        for rank in range(dp_size)
+    ]
+    assert len({(len(part.tokens), part.num_microbatches) for part in parts}) == 1
+    assert parts[0].num_microbatches >= pp
+    for name in ("tokens", "targets", "positions", "document_ids", "loss_weight", "source_ids"):
+        kept = [getattr(p, name)[:share] for p, share in zip(parts, shares, strict=True)]
+        assert torch.equal(torch.cat(kept), getattr(whole, name)), name
+    padding = [part.loss_weight[share:] for part, share in zip(parts, shares, strict=True)]
+    assert not torch.cat(padding).any()
+    ignored = [part.targets[share:] for part, share in zip(parts, shares, strict=True)]
+    assert bool((torch.cat(ignored) == IGNORE_INDEX).all())
+
+
 def test_wrong_sources_and_sizes(stores: dict[str, TokenStore], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"source \w+ holds [\d,]+ tokens, a window needs 4,097"):
         make_plan(stores, sequence_length=4_096)
@@ -171,8 +198,6 @@ def test_wrong_sources_and_sizes(stores: dict[str, TokenStore], tmp_path: Path) 
         plan_over(stores, {"wiki": 1.0}, seed=1, sequence_length=8, global_batch_size=4)
     with pytest.raises(ConfigError, match=r"data\.sources is empty"):
         plan_over({}, None, seed=1, sequence_length=8, global_batch_size=4)
-    with pytest.raises(ConfigError, match="12 sequences is no multiple of 5 data-parallel ranks"):
-        Batches(make_plan(stores), dp_size=5, micro_batch_size=1)
     other = write_store(tmp_path, random_documents(9, 40), tokenizer_hash="f" * 64)
     with pytest.raises(DataError, match="different tokenizers"):
         make_plan({**stores, "code": other})

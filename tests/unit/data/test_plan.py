@@ -91,6 +91,21 @@ def test_a_window_leads_back_to_its_steps(
             assert [tuple(sighting) for sighting in found] == seen[source, window]
 
 
+@pytest.mark.parametrize("step", [0, 3, 15, 20, 22])
+def test_what_the_guard_leaves_out_ends_where_a_step_does(
+    stores: dict[str, TokenStore], step: int
+) -> None:
+    """Twice from the same step on: what comes next is what came next."""
+    configured = tuple(skip for skip in SKIPS if skip.step <= step)
+    plan = plan_with(stores, configured)
+    for last in (step + 2, step + 5):
+        following = plan.first_unit(last + 1)
+        skip = plan.leave_out(step, last)
+        plan = plan_with(stores, tuple(sorted((*configured, skip), key=lambda one: one.step)))
+        assert plan.first_unit(step) == following
+    assert [one.by_guard for one in plan.journal.skips].count(True) == 1
+
+
 def test_a_journal_survives_json(tmp_path: Path) -> None:
     journal = Journal(
         skips=SKIPS,

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from llmtrain.config.model import ModelConfig
-from llmtrain.eval.generate import Sampling, choose, generate
+from llmtrain.eval.decoding import generate
+from llmtrain.eval.sampling import Sampling, choose
 from llmtrain.model.init import initialize_model
 from llmtrain.model.transformer import Transformer
 
@@ -58,7 +59,7 @@ def test_it_stops_at_the_end_of_a_document(model: Transformer) -> None:
     greedy = Sampling(max_new_tokens=20, temperature=0)
     free = generate(model, PROMPTS, greedy)
     eos = free[0][7]
-    stopped = generate(model, PROMPTS, greedy, eos_id=eos)
+    stopped = generate(model, PROMPTS, greedy, stop_ids={eos})
     for before, after in zip(free, stopped, strict=True):
         assert after == (before[: before.index(eos)] if eos in before else before)
 
@@ -102,3 +103,17 @@ def test_draws_follow_the_probabilities() -> None:
     shares = torch.bincount(ids, minlength=4) / 1000
     expected = torch.tensor([0, 0.4, 0.2, 0.3]) / 0.9
     torch.testing.assert_close(shares, expected, rtol=0, atol=2e-3)
+
+
+def test_min_p_leaves_out_what_is_much_less_likely() -> None:
+    assert chosen(min_p=0.4) == {1, 2, 3}
+    assert chosen(min_p=1.0) == {1}
+    assert chosen(min_p=0.4, top_k=2) == {1, 3}
+
+
+def test_a_penalty_is_for_tokens_that_stand_there() -> None:
+    logits = torch.tensor([[2.0, 1.9, -1.0]])
+    greedy = Sampling(max_new_tokens=1, temperature=0, repetition_penalty=1.5)
+    here = torch.tensor([[True, False, True]])
+    assert choose(logits, torch.zeros(1), greedy, here).item() == 1
+    assert choose(logits, torch.zeros(1), greedy, ~here).item() == 0

@@ -113,7 +113,7 @@ def test_cached_steps_equal_the_whole_row(window: int | None) -> None:
     config = replace(CONFIG, sliding_window=window)
     model = made(config)
     tokens, positions, _ = packed(9)
-    cache = KeyValueCache(config, 1, 9, model.model.embed_tokens.weight)  # type: ignore[union-attr]
+    cache = KeyValueCache(capacity=9)
     steps = [
         model(tokens[:, part], positions[:, part], None, cache)
         for part in (slice(0, 4), slice(4, 5), slice(5, 9))

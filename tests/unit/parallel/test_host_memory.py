@@ -1,37 +1,36 @@
 """Freed memory stays: the second block of a size costs no page faults."""
 
-import subprocess
+import resource
 import sys
 
 import pytest
 import torch
 
 from llmtrain.parallel.host_memory import keep_freed_memory
+from tests.world import RankPool
 
-COUNT = """
-import resource, sys, torch
-from llmtrain.parallel.host_memory import keep_freed_memory
-if sys.argv[1] == "keep":
-    print(keep_freed_memory(torch.device("cpu")), end=" ")
-for _ in range(3):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    bytearray(64 << 20)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, end=" ")
-"""
-PAGES = (64 << 20) // 4096
+BLOCK = 64 << 20
+PAGES = BLOCK // 4096
+
+
+def faults(place: object, keep: bool) -> tuple[bool, list[int]]:
+    """Whether freed memory is kept now, and the page faults of three blocks one after another."""
+    kept, counts = keep and keep_freed_memory(torch.device("cpu")), []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        bytearray(BLOCK)
+        counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return kept, counts
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
 def test_a_block_that_was_freed_costs_no_page_faults() -> None:
-    answers = {}
-    for how in ("keep", "plain"):
-        run = subprocess.run(
-            [sys.executable, "-c", COUNT, how], capture_output=True, text=True, check=True
-        )
-        answers[how] = run.stdout.split()
-    assert answers["keep"][0] == "True"
-    assert int(answers["keep"][-1]) < PAGES / 10
-    assert int(answers["plain"][-1]) > 0
+    with RankPool() as pool:  # a process of its own, which the setting ends with
+        _, plain = pool.run(faults, False, size=1)[0]
+        kept, counts = pool.run(faults, True, size=1)[0]
+    assert kept
+    assert counts[-1] < PAGES / 10
+    assert plain[-1] > 0
 
 
 def test_other_devices_leave_malloc_alone() -> None:

@@ -16,7 +16,7 @@ SLOPES = np.array([[0.2, 1.4, 1.1], [1.0, -0.6, 0.9], [1.2, 0.8, -1.5]])
 """Of the exponents of three losses, [losses, sources]."""
 
 
-def mixtures(number: int = 16) -> Array:
+def mixtures(number: int = 12) -> Array:
     config = MixtureSearchStudy(num_mixtures=number)
     return np.array(draw_mixtures(NATURAL, config)) / 1000
 
@@ -34,20 +34,20 @@ def losses(form: str, shares: Array, spread: float = 0.0) -> Array:
 @pytest.mark.parametrize("form", list(FORMS))
 def test_the_form_of_the_losses_is_kept_and_foretells_others(form: str) -> None:
     tried, spread = mixtures(), 0.002
-    law = fit_mixing_law(tried, losses(form, tried, spread), num_resamples=60)
+    law = fit_mixing_law(tried, losses(form, tried, spread), num_resamples=16)
     assert law.form == form
     assert law.left_out[form] < 0.005
     other = np.array([0.3, 0.3, 0.4])
     assert law.predict(other) == pytest.approx(losses(form, other), rel=0.01)
     outcomes = law.resamples(other) + law.noise
-    low, high = np.quantile(outcomes, [0.02, 0.98], axis=0)
+    low, high = outcomes.min(axis=0), outcomes.max(axis=0)
     assert (low <= losses(form, other)).all()
     assert (losses(form, other) <= high).all()
 
 
 def test_best_shares_are_those_of_the_least_loss_within_what_was_tried() -> None:
     tried, weights = mixtures(), np.array([0.2, 0.5, 0.3])
-    law = fit_mixing_law(tried, losses("exponential", tried), num_resamples=10)
+    law = fit_mixing_law(tried, losses("exponential", tried), num_resamples=1)
     best = best_shares(law, weights, tried)
     assert best.sum() == pytest.approx(1.0)
     assert (best >= tried.min(0) - 1e-6).all()
@@ -83,9 +83,9 @@ def test_what_cannot_be_fitted_is_refused() -> None:
     with pytest.raises(DataError, match="fitted to 5 runs; it needs at least 6"):
         fit_mixing_law(tried[:5], good[:5])
     with pytest.raises(DataError, match="differ in fewer than 2 directions"):
-        fit_mixing_law(np.tile(NATURAL, (16, 1)), good)
+        fit_mixing_law(np.tile(NATURAL, (12, 1)), good)
     with pytest.raises(DataError, match="a mixture of 1 source has nothing to search"):
-        fit_mixing_law(np.ones((16, 1)), good)
+        fit_mixing_law(np.ones((12, 1)), good)
     with pytest.raises(DataError, match="no finite number above 0"):
         fit_mixing_law(tried, np.where(good == good.max(), np.inf, good))
     with pytest.raises(DataError, match="do not sum to 1"):

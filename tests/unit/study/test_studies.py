@@ -1,5 +1,6 @@
 """Ready studies over run folders whose losses follow a known landscape."""
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,6 +38,12 @@ SIZES = tuple(
 WIDE = ("model.hidden_size=128", "model.num_attention_heads=8", "model.num_key_value_heads=8")
 
 
+@functools.cache
+def composed(*point: str) -> RunConfig:
+    """The run of a point; several tests train the same ones."""
+    return load("train", ["experiment=proxy", *point], RunConfig)
+
+
 def runs_on(folder: Path, landscape: Landscape, failed: Sequence[str] = ()) -> RunPoints:
     """Run folders as training leaves them, with losses of ``landscape``."""
     record = Record(folder)
@@ -46,7 +53,7 @@ def runs_on(folder: Path, landscape: Landscape, failed: Sequence[str] = ()) -> R
         for point in points:
             trial = record.trial_of(point)
             trial.folder.mkdir(exist_ok=True)
-            config = load("train", ["experiment=proxy", *point], RunConfig)
+            config = composed(*point)
             write_yaml(config, trial.folder / "config.yaml")
             losses = landscape(config)
             row = json.dumps({"step": 1, "validation_loss": losses})
@@ -71,7 +78,7 @@ LADDER = ScalingLadderStudy(
     tokens=(102400, 204800, 409600),
     held_out=WIDE,
     held_out_tokens=1024000,
-    num_resamples=40,
+    num_resamples=12,
 )
 
 
@@ -156,7 +163,7 @@ def test_mixture_search_finds_better_shares_and_foretells_them(tmp_path: Path) -
     stores = {"web": 600, "code": 300, "law": 100}
     for name, length in stores.items():
         write_store(tmp_path / name, [list(range(5, 5 + length))])
-    study = MixtureSearchStudy(num_mixtures=12, num_resamples=20, repeats=0)
+    study = MixtureSearchStudy(num_mixtures=9, num_resamples=12, repeats=0)
     found = mixture_search(
         study, runs_on(tmp_path / "sweep", by_shares), {n: str(tmp_path / n) for n in stores}
     )
@@ -178,7 +185,9 @@ def test_mixture_search_refuses_what_it_cannot_judge(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"needs at least 2 sources, data\.sources names 1"):
         mixture_search(MixtureSearchStudy(), run, {"web": both["web"]})
     with pytest.raises(ConfigError, match="the objective names books, held-out losses are of"):
-        mixture_search(MixtureSearchStudy(objective={"books": 1.0}), run, both)
+        mixture_search(
+            MixtureSearchStudy(objective={"books": 1.0}, num_mixtures=5, repeats=0), run, both
+        )
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from pathlib import Path
 import optuna
 import pytest
 
+from llmtrain import json_lines
 from llmtrain.cli import main
-from llmtrain.sweep.rows import read_rows
 from tests.end_to_end.sweeps import Sweep, states, values
 
 Words = Callable[..., list[str]]
@@ -25,6 +25,10 @@ def sweep(*words: str) -> int:
 
 def starts(trial: Path) -> int:
     return len((trial / "starts").read_text().splitlines())
+
+
+def num_rows(trial: Path) -> int:
+    return len(json_lines.read(trial / "metrics.jsonl"))
 
 
 def journal(folder: Path) -> list[tuple[object, ...]]:
@@ -141,13 +145,13 @@ def test_a_sweep_that_is_asked_to_stop_lets_its_trials_save(
     given = words("optimizer.lr=1e-3,1e-2,1e-1", "hydra.launcher.jobs=2", pause=0.05)
     first = Sweep(given, tmp_path / "first.log")
     first.until(lambda: all((folder / f"trial-00{n}" / "metrics.jsonl").exists() for n in (0, 1)))
-    first.process.send_signal(number)
+    first.send(number)
     assert first.wait() == status, first.output
     assert "the same command goes on: llmtrain train --multirun" in first.output
     assert states(folder) == {"trial-000": "stopped", "trial-001": "stopped"}
     second = Sweep(given, tmp_path / "second.log")
     assert second.wait() == 0, second.output
-    assert [len(read_rows(folder / f"trial-00{n}" / "metrics.jsonl")) for n in range(3)] == [40] * 3
+    assert [num_rows(folder / f"trial-00{n}") for n in range(3)] == [40] * 3
 
 
 def test_a_killed_sweep_takes_its_trials_along_and_another_waits_for_them(
@@ -161,7 +165,7 @@ def test_a_killed_sweep_takes_its_trials_along_and_another_waits_for_them(
     second = Sweep(given, tmp_path / "second.log")
     assert second.wait() == 0, second.output
     assert [starts(folder / f"trial-00{n}") for n in (0, 1)] == [2, 2]
-    assert [len(read_rows(folder / f"trial-00{n}" / "metrics.jsonl")) for n in (0, 1)] == [40, 40]
+    assert [num_rows(folder / f"trial-00{n}") for n in (0, 1)] == [40, 40]
 
 
 def test_two_commands_do_not_work_on_one_sweep(
@@ -171,8 +175,8 @@ def test_two_commands_do_not_work_on_one_sweep(
     first = Sweep(given, tmp_path / "first.log")
     first.until(lambda: (tmp_path / "runs" / "lr" / "trials.jsonl").exists())
     assert sweep(*given) == 2
-    assert f"is in use by process {first.process.pid}" in capsys.readouterr().err
-    first.process.terminate()
+    assert f"is in use by process {first.pid}" in capsys.readouterr().err
+    first.send(signal.SIGTERM)
     assert first.wait() == 3
 
 
@@ -186,7 +190,7 @@ def test_a_study_that_is_killed_again_and_again_is_that_of_one_that_was_not(
     for moment in (1, 4, 7):
         command = Sweep([*given, "name=broken"], tmp_path / f"{moment}.log")
         path = broken / "trials.jsonl"
-        command.until(lambda m=moment, p=path: len(read_rows(p)) >= m)  # type: ignore[misc]
+        command.until(lambda m=moment, p=path: len(json_lines.read(p)) >= m)  # type: ignore[misc]
         time.sleep(0.1)
         command.kill()
     assert sweep(*given, "name=broken") == 0

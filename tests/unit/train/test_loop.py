@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llmtrain.config.guard import GuardConfig
 from llmtrain.config.ramp import StepSchedule
 from llmtrain.config.training import CheckpointConfig, OptimizerConfig, ScheduleConfig
 from llmtrain.data.batch import StepBatch
@@ -56,11 +57,11 @@ class Run:
     def go(self) -> ExitReason:
         schedule = ScheduleConfig(warmup_tokens=TOKENS)
         guard = Guard(
+            GuardConfig(max_skipped_in_a_row=3),
             agree=self.r.world.agree,
             stop_asked=self.asked,
             device=self.r.world.device,
             check_every_steps=1,
-            max_skipped_in_a_row=3,
         )
         return train(
             self.engine,

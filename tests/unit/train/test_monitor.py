@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain import logs
+from llmtrain import json_lines, logs
 from llmtrain.config.training import MonitorConfig
 from llmtrain.errors import ConfigError
 from llmtrain.train import tensorboard, tracker
 from llmtrain.train.metrics import Row
-from llmtrain.train.monitor import Console, JsonLines, console_line, read_rows
+from llmtrain.train.monitor import Console, JsonLines, console_line
 from llmtrain.train.rundir import RunDirectory
 
 
@@ -66,7 +66,7 @@ def test_a_run_that_starts_over_has_no_rows_of_before(tmp_path: Path) -> None:
 def test_a_line_cut_by_a_crash_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps(row(10)) + "\n" + json.dumps(row(20))[:30])
-    assert [r["step"] for r in read_rows(path)] == [10]
+    assert [r["step"] for r in json_lines.read(path)] == [10]
     with JsonLines(path, after_step=20) as lines:
         lines.write(row(20))
     assert steps(path) == [10, 20]

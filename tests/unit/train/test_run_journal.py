@@ -55,3 +55,16 @@ def test_changed_data_is_refused_or_recorded(
     assert read_journal(path).accepted == (Accepted(7, tuple(changed)),)
     assert journal.resume(journal.to_plain(), 9, []) == []
     assert read_journal(path).accepted == (Accepted(7, tuple(changed)),)
+
+
+def test_what_the_guard_left_out_goes_with_the_checkpoint(tmp_path: Path) -> None:
+    journal, path = run_journal(tmp_path, Skip(4, 2), Skip(12, 6))
+    saved = Journal(skips=(Skip(4, 2), Skip(6, 8, by_guard=True), Skip(10, 4, by_guard=True)))
+    again = journal.leaving_out(saved.to_plain(), Skip(10, 10, by_guard=True))
+    kept = (Skip(4, 2), Skip(6, 8, by_guard=True), Skip(10, 10, by_guard=True), Skip(12, 6))
+    for _ in range(2):  # the second time what the guard left out is in the plan already
+        assert journal.resume(again, 10, []) == []
+        assert read_journal(path).skips == kept
+    further = journal.leaving_out(again, Skip(6, 20, by_guard=True))
+    assert journal.resume(further, 6, []) == []
+    assert read_journal(path).skips == (Skip(4, 2), Skip(6, 20, by_guard=True), Skip(12, 6))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from llmtrain import json_lines
 from llmtrain.config.training import MonitorConfig
 from llmtrain.train.rundir import RunDirectory
 from llmtrain.train.tracker import SUPERSEDED, wandb_sink
@@ -66,3 +67,35 @@ def test_online_runs_go_on_where_the_server_is(
     assert page.read_text() == "model: {}\n"
     assert len(list((run.path / "wandb" / SUPERSEDED).iterdir())) == 1
     assert server.unknown == []
+
+
+def test_online_a_rollback_adds_lines_that_the_attempt_tells_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps 1 to 6, back to 4, on to 7, back to 5, on to 8: what was sent stays, in order."""
+    import wandb
+
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    online, past = MonitorConfig(wandb="online"), list[dict[str, Any]]()
+    with WandbServer() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        for attempt, first, last, back in ((1, 1, 6, 4), (2, 5, 7, 5), (3, 6, 8, 8)):
+            with wandb_sink(online, run, {}) as tracker:
+                assert tracker is not None
+                tracker.catch_up(past)
+                for row in rows(first, last, attempt):
+                    tracker.write(row)
+            past = [row for row in [*past, *rows(first, last, attempt)] if row["step"] <= back]
+            event = {"kind": "rollback", "attempt": attempt, "reached": last, "to_step": back}
+            if attempt < 3:
+                json_lines.append(run.events_jsonl, event)
+        wandb.teardown()
+    (name,) = server.runs
+    history = server.history(name)
+    assert [(row["attempt"], row["train_step"]) for row in history] == [
+        *((1, step) for step in range(1, 7)), *((2, step) for step in range(5, 8)),
+        *((3, step) for step in range(6, 9)),
+    ]  # fmt: skip
+    assert [row["_step"] for row in history] == list(range(1, 13))

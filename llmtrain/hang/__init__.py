@@ -1,0 +1,1 @@
+"""Who holds a run up: a heartbeat of every rank, and a process beside them that reads it."""
