@@ -32,6 +32,7 @@ SHARED: dict[str, tuple[str, ...]] = {
 """Tests that share what is costly to start, and so a worker; any other file can go to any."""
 
 
+@pytest.hookimpl(tryfirst=True)  # the workers' plugin reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tell the workers of ``make test`` what belongs together; what takes longest comes first."""
 

@@ -1,6 +1,7 @@
 """A store gives back what was written, and every kind of damage has its sentence."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -350,7 +351,8 @@ def test_unchecked_opening_reads_the_manifest_alone(store: TokenStore) -> None:
 def test_more_shards_than_a_process_may_open_files(tmp_path: Path) -> None:
     store = write_store(tmp_path, random_documents(80, 8), num_shards=80)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 50, hard))
     try:
         total = sum(int(store.document(i)[-1]) for i in range(80))
         assert len(store.document_boundaries(0, store.num_tokens)) == 80
