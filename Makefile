@@ -42,7 +42,7 @@ demo: setup
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/demo.sh
 
 test: dev
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadgroup --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --no-loadscope-reorder
 
 check: dev
 	$(BIN)/ruff check .

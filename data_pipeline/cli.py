@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from typing import Any
 
+from data_pipeline.config.chat import ChatConfig
 from data_pipeline.config.commands import (
     BucketsConfig,
     ClassifierConfig,
@@ -102,6 +103,12 @@ COMMANDS = {
         help="clean text to a token store",
         schema=TokenizeConfig,
         example="'input=data/*.jsonl.zst' text_field=text tokenizer=tokenizer out=stores/mine",
+    ),
+    "chat": Command(
+        help="conversations or preference pairs to a token store whose answers are learned",
+        schema=ChatConfig,
+        example="input=chats.jsonl tokenizer=tokenizer sequence_length=4096 out=stores/chat",
+        module="data_pipeline.chat.command",
     ),
     "verify": Command(
         help="check every byte of a token store against its manifest",

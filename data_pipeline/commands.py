@@ -115,7 +115,7 @@ def sample(config: SampleConfig) -> int:
 def tokenize(config: TokenizeConfig) -> int:
     """``llmtrain-data tokenize``: raw files of text to one store, and one of held-out documents."""
     out = Path(config.out)
-    files = _text_files(out.absolute().name, config.input)
+    files = text_files(out.absolute().name, config.input)
     fields = FieldsConfig(text=config.text_field, id=config.id_field)
     job = StoreJob(
         tokenizer_path=config.tokenizer, tokenizer=load_tokenizer(config.tokenizer),
@@ -141,7 +141,7 @@ def tokenize(config: TokenizeConfig) -> int:
             withdraw(stage, (".", HELD_OUT))
             manifest = replace(job, pipeline_hash=stage.key).run(
                 stage, tokenize_file, jobs, sample_of_files(files, fields),
-                check=lambda parts: _check_parts(out, parts),
+                check=lambda parts: check_parts(out, parts),
             )  # fmt: skip
         else:
             clear(stage)
@@ -158,7 +158,7 @@ def _tell(out: Path, manifest: Manifest, seconds: float) -> None:
         logger.info("  left out: %s %d", reason, number)
 
 
-def _check_parts(out: Path, parts: Parts) -> None:
+def check_parts(out: Path, parts: Parts) -> None:
     """Raise DataError if nothing is left to train on, or an id stands twice."""
     if "." not in parts:
         raise DataError(f"{out} would be empty: no document with text is left to train on")
@@ -174,7 +174,7 @@ def _ids(out: Path, parts: Parts) -> Iterator[tuple[str, str, list[str]]]:
             yield out.name, str(path), ids
 
 
-def _text_files(source: str, given: str | tuple[str, ...]) -> list[RawFile]:
+def text_files(source: str, given: str | tuple[str, ...]) -> list[RawFile]:
     """Return the files of an input with their digests; a crawl is refused."""
     files = find_raw_files({source: given}, key="input")
     wrong = [file for file in files if file.format not in ROW_FORMATS]
@@ -189,7 +189,7 @@ def tokenizer(config: TrainTokenizerConfig) -> int:
     out = Path(config.out)
     if out.is_dir() and (find_tokenizer(out) is not None or (out / META_FILE).exists()):
         raise DataError(f"out={out} holds a tokenizer already; use another out= or remove it")
-    files = _text_files("text", config.input)
+    files = text_files("text", config.input)
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     out.mkdir(parents=True, exist_ok=True)  # what is wrong with it is told at once
     try:
@@ -223,8 +223,8 @@ def classifier(config: ClassifierConfig) -> int:
     out = Path(config.out)
     if out.exists():
         raise DataError(f"out={out} exists already; use another out= or remove it")
-    positive = _text_files("positive", config.positive)
-    negative = _text_files("negative", config.negative)
+    positive = text_files("positive", config.positive)
+    negative = text_files("negative", config.negative)
     model = train_on_files(positive, negative, config)
     model.save(out)
     facts = {**asdict(model.facts), "model": str(out)}

@@ -16,7 +16,7 @@ pip install "$torch" setuptools
 pip install ".[data,wandb]"
 freeze > "$scratch/runtime"
 # DeepSpeed's source asks the installed torch what to build.
-DS_BUILD_OPS=0 pip install --no-build-isolation ".[data,wandb,tensorboard,dashboard,dev,deepspeed,fp8,ray,slurm,sweep]"
+DS_BUILD_OPS=0 pip install --no-build-isolation ".[data,wandb,tensorboard,dashboard,dev,deepspeed,eval,fp8,qlora,ray,slurm,sweep]"
 freeze > "$scratch/dev"
 
 { echo "# What a run needs (launch/lock.sh writes this file)."; cat "$scratch/runtime"; } > requirements.lock

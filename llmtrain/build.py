@@ -14,17 +14,20 @@ from pathlib import Path
 
 from llmtrain import logs
 from llmtrain.config.load import to_plain, write_yaml
+from llmtrain.config.objective import DpoConfig
 from llmtrain.config.run import RunConfig
 from llmtrain.data.held_out import EvaluationBatches, held_out_of
 from llmtrain.data.loader import Batches
 from llmtrain.data.plan import BatchPlan, plan_of
 from llmtrain.data.store import open_sources
 from llmtrain.engine.choose import make_engine
-from llmtrain.engine.protocol import Engine
+from llmtrain.engine.protocol import Engine, LossFunction
 from llmtrain.errors import LLMTrainError, OutOfMemoryError
+from llmtrain.eval.in_training import TasksInTraining
 from llmtrain.hang.heartbeat import Phase
 from llmtrain.ops.attention.check import check_attention
 from llmtrain.ops.attention.choose import choose_attention, needs_of
+from llmtrain.ops.cross_entropy import CrossEntropyStep
 from llmtrain.ops.kernels import choose_kernels
 from llmtrain.parallel.host_memory import keep_freed_memory
 from llmtrain.parallel.mesh import World
@@ -42,8 +45,11 @@ from llmtrain.train.metrics import Meter
 from llmtrain.train.mixing import Mixing
 from llmtrain.train.norms import layers_of
 from llmtrain.train.optimizer import optimizer_factory
+from llmtrain.train.preference_loss import preference_loss
 from llmtrain.train.profiler import Profiler
 from llmtrain.train.progress import Progress
+from llmtrain.train.recheck import Recheck
+from llmtrain.train.reference import Preferences, preferences_of
 from llmtrain.train.rollback import go_back
 from llmtrain.train.run_journal import RunJournal
 from llmtrain.train.rundir import ExitReason, RunDirectory
@@ -95,10 +101,15 @@ def _train(config: RunConfig, run: RunDirectory, world: World, progress: Progres
         stack.enter_context(watchdog)
         data = config.data
         plan = plan_of(config, open_sources(data.sources, data.cache_dir, check=False))
-        held_out = held_out_of(config, world.dp_rank, world.dp_size)
-        num_sources = max(len(p.source_names) for p in (plan, held_out) if p is not None)
         documents = DocumentLosses(run.path, world, plan.source_names, config.monitor)
-        engine = engine_of(config, world, num_sources, documents.observe)
+        preferences = preferences_of(config, plan, world, run.path, documents.observe)
+        held_out: EvaluationBatches | None = (
+            held_out_of(config, world.dp_rank, world.dp_size)
+            if preferences is None
+            else preferences.held_out
+        )
+        num_sources = max(len(p.source_names) for p in (plan, held_out) if p is not None)
+        engine = engine_of(config, world, num_sources, (preferences or documents).observe)
         stack.callback(engine.close)
         mixing = Mixing(plan)
         journal = RunJournal(
@@ -107,7 +118,8 @@ def _train(config: RunConfig, run: RunDirectory, world: World, progress: Progres
         )  # fmt: skip
         checkpoints = Checkpoints(
             run.checkpoints, config.checkpoint, engine,
-            facts=data_facts(plan), journal=journal, carried=run.read_record,
+            facts=data_facts(plan), journal=journal,
+            carried=lambda: run.read_record() | ({} if preferences is None else preferences.facts),
         )  # fmt: skip
         stack.callback(checkpoints.close)
         limit = TimeLimit(
@@ -118,8 +130,9 @@ def _train(config: RunConfig, run: RunDirectory, world: World, progress: Progres
             config=config, run=run, world=world, progress=progress,
             stop_asked=(lambda: limit.reached() or stop_asked()) if world.rank == 0 else stop_asked,
             limit=limit,
-            plan=plan, held_out=held_out, documents=documents, engine=engine, mixing=mixing,
-            journal=journal, checkpoints=checkpoints, watchdog=watchdog,
+            plan=plan, held_out=held_out, preferences=preferences, documents=documents,
+            engine=engine, mixing=mixing, journal=journal, checkpoints=checkpoints,
+            watchdog=watchdog,
         )  # fmt: skip
         check_ranks(world, plan.fingerprint)
         while (reason := _attempt(built)) is ExitReason.ROLLED_BACK:
@@ -143,6 +156,7 @@ class _Built:
     limit: TimeLimit
     plan: BatchPlan
     held_out: EvaluationBatches | None
+    preferences: Preferences | None
     documents: DocumentLosses
     engine: Engine
     mixing: Mixing
@@ -158,8 +172,10 @@ def _attempt(built: _Built) -> ExitReason:
     world.beat.at(Phase.START)
     with ExitStack() as stack:
         _resume(config, run, world, progress, engine, checkpoints)
+        if built.preferences is not None:
+            built.preferences.open(engine, checkpoints.restored, progress.step)
         copies = Copies(world.device)
-        ahead = stack.enter_context(_batches(config, plan, world, copies))
+        ahead = stack.enter_context(_batches(built, copies))
         batches = Feed(built.documents.asking(ahead), copies, world.beat)
         schedule = learning_rate(config.optimizer, config.schedule, config.training.num_tokens)
         watch = open_watch(stack, config.monitor, Parts(
@@ -178,27 +194,45 @@ def _attempt(built: _Built) -> ExitReason:
             saved=None if restored is None else restored.meta.get("guard"),
         )  # fmt: skip
         checkpoints.guard = guard.to_plain
-        if restored is None and "rollback" in config.guard.on_spike:
+        if restored is None and config.guard.may_go_back:
             watch.saver.save(progress)  # so that there is always something to go back to
+        batches_checked, checks = _checked(built, watch, guard)
         keep_freed_memory(world.device)
         reason = loop.train(
-            engine, watch.batches, progress=progress, schedule=schedule,
-            guard=guard, checkpoints=watch.saver, hooks=_hooks(built, watch, stack),
+            engine, batches_checked, progress=progress, schedule=schedule,
+            guard=guard, checkpoints=watch.saver, hooks=_hooks(built, watch, checks, stack),
         )  # fmt: skip
         if reason is ExitReason.ROLLED_BACK:
             reason = go_back(
                 guard, checkpoints, plan, built.journal, tell=watch.events.write,
                 trace=f"{trace} attempt={watch.events.attempt}", reached=progress.step,
             )  # fmt: skip
+        if guard.sound_step is not None:
+            checkpoints.distrust(guard.sound_step)
         if reason is not ExitReason.ROLLED_BACK:
             watch.events.ended(reason, guard.why or built.limit.why)
         return reason
 
 
-def _hooks(built: _Built, watch: Watch, stack: ExitStack) -> list[loop.Hook]:
+def _checked(built: _Built, watch: Watch, guard: Guard) -> tuple[loop.BatchSource, list[loop.Hook]]:
+    """Where the loop pulls from, and the hook that searches for silent corruption, if any."""
+    config = built.config
+    if config.guard.recheck_every_steps is None:
+        return watch.batches, []
+    recheck = Recheck(
+        built.world, built.engine, every_steps=config.guard.recheck_every_steps,
+        compiled=config.engine.compile, sound_step=built.progress.step,
+    )  # fmt: skip
+    recheck.found, recheck.report = guard.distrust, watch.report
+    return recheck.watching(watch.batches), [recheck]
+
+
+def _hooks(
+    built: _Built, watch: Watch, checks: list[loop.Hook], stack: ExitStack
+) -> list[loop.Hook]:
     """What is told of every step, in order."""
     config, world = built.config, built.world
-    hooks: list[loop.Hook] = [*watch.before]
+    hooks: list[loop.Hook] = [*watch.before, *checks]
     if built.held_out is not None:
         evaluation = Evaluation(
             built.engine, built.held_out, world.device,
@@ -206,6 +240,8 @@ def _hooks(built: _Built, watch: Watch, stack: ExitStack) -> list[loop.Hook]:
         )  # fmt: skip
         hooks.append(evaluation)
         built.checkpoints.scores = evaluation.scores
+    if config.evaluation.tasks:
+        hooks.append(TasksInTraining(config, built.run, world, built.engine, report=watch.report))
     collection = stack.enter_context(loop.GarbageCollection())
     hooks += [built.mixing, collection, built.documents, *watch.after]
     if config.monitor.profile_steps is not None:
@@ -236,11 +272,13 @@ def _resume(
         write_yaml(config, run.config_yaml)
 
 
-def _batches(config: RunConfig, plan: BatchPlan, world: World, copies: Copies) -> Batches:
+def _batches(built: _Built, copies: Copies) -> Batches:
+    config, world, preferences = built.config, built.world, built.preferences
     return Batches(
-        plan, dp_rank=world.dp_rank, dp_size=world.dp_size,
+        built.plan, dp_rank=world.dp_rank, dp_size=world.dp_size,
         micro_batch_size=config.training.micro_batch_size, parallel=config.parallel,
         prefetch=config.data.prefetch_batches, finish=copies.start,
+        pairs=None if preferences is None else preferences.sources,
     )  # fmt: skip
 
 
@@ -257,11 +295,19 @@ def engine_of(
     kernels = choose_kernels(config.engine.kernels, world.device)
     return make_engine(
         config.model, config.parallel, config.engine, world, seed=training.seed,
-        loss=pretraining_loss(
-            num_sources, config.engine.loss_chunk_tokens, training.z_loss_weight, observe,
-            kernels.cross_entropy_step,
-        ),
+        loss=_loss(config, num_sources, observe, kernels.cross_entropy_step),
         optimizer_factory=optimizer_factory(config.optimizer, config.training.seed),
         grad_clip_norm=config.optimizer.grad_clip_norm,
         update_in_backward=config.optimizer.in_backward,
     )  # fmt: skip
+
+
+def _loss(
+    config: RunConfig, num_sources: int, observe: Observer | None, step: CrossEntropyStep
+) -> LossFunction:
+    """Make what the last stage computes, by ``training.objective``."""
+    training, chunk_tokens = config.training, config.engine.loss_chunk_tokens
+    if training.objective == "dpo":
+        dpo = training.dpo or DpoConfig()
+        return preference_loss(dpo, num_sources, chunk_tokens, observe, step)
+    return pretraining_loss(num_sources, chunk_tokens, training.z_loss_weight, observe, step)

@@ -140,14 +140,14 @@ COMMANDS = {
         schema=ImportConfig,
         entry="llmtrain.interop.command:import_main",
         example="from=Qwen2.5-0.5B run=runs/qwen vocab_multiple=128",
-        verbatim=("from", "run"),
+        verbatim=("from", "run", "adapter"),
     ),
     "export": Command(
         help="write a checkpoint of a run as a Hugging Face folder",
         schema=ExportConfig,
         entry="llmtrain.interop.command:export_main",
         example="run=runs/demo to=demo-hf dtype=bf16",
-        verbatim=("run", "to", "chat_template"),
+        verbatim=("run", "to", "chat_template", "base"),
     ),
     "report": Command(
         help="one self-contained HTML page of a run, of several beside each other, or of a sweep",

@@ -9,26 +9,32 @@ been written, and what is appended after it starts on a line of its own.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-_BLOCK_BYTES = 1 << 20  # one call for many lines is twice as fast as one for each
+import orjson
+
+_BLOCK_BYTES = 1 << 17  # one call for many lines is twice as fast as one for each
 
 
 def read(path: Path) -> list[dict[str, Any]]:
     """Objects of the file in order, none where there is no file."""
-    rows: list[Any] = []
+    return [row for block in blocks(path) for row in block]
+
+
+def blocks(path: Path) -> Iterator[list[dict[str, Any]]]:
+    """The same a block at a time, for files that need not be in memory as a whole."""
     try:
         with path.open("rb") as file:
             while lines := file.readlines(_BLOCK_BYTES):
                 try:
-                    rows += json.loads(b"[" + b",".join(lines) + b"]")
+                    rows = orjson.loads(b"[" + b",".join(lines) + b"]")
                 except ValueError:
-                    rows += _whole(lines)
+                    rows = _whole(lines)
+                yield [row for row in rows if isinstance(row, dict)]
     except FileNotFoundError:
-        return []
-    return [row for row in rows if isinstance(row, dict)]
+        return
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:

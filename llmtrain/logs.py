@@ -11,6 +11,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from llmtrain.errors import ConfigError, LLMTrainError
@@ -28,14 +29,18 @@ class _Console(logging.StreamHandler):  # type: ignore[type-arg]
     """Writes to stderr, above a progress bar where one is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one line; lines meant for the files alone are left out."""
+        """Print one line; lines meant for the files alone are left out.
+
+        Where whoever read the console is gone, nobody misses it: no run ends for that.
+        """
         if getattr(record, "file_only", False):
             return
         bars = sys.modules.get("tqdm")
         if bars is None:
             super().emit(record)
         else:
-            bars.tqdm.write(self.format(record), file=sys.stderr)
+            with suppress(OSError):
+                bars.tqdm.write(self.format(record), file=sys.stderr)
 
 
 class _ConsoleFormat(logging.Formatter):
@@ -115,6 +120,7 @@ def _message(error: LLMTrainError) -> str:
 
 def _say(text: str, rank: int) -> None:
     """Write to stderr and to the rank's log file."""
-    sys.stderr.write(f"{text}\n" if rank == 0 else f"rank {rank}: {text}\n")
+    with suppress(OSError):
+        sys.stderr.write(f"{text}\n" if rank == 0 else f"rank {rank}: {text}\n")
     if any(isinstance(h, _RankFile) for h in logging.getLogger().handlers):
         logger.error("%s", text, extra={"file_only": True})

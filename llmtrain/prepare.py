@@ -25,6 +25,7 @@ from llmtrain.config.training import MonitorConfig
 from llmtrain.data.location import absolute
 from llmtrain.data.mixture import check_tokenizers
 from llmtrain.data.plan import plan_of
+from llmtrain.data.roles import texts
 from llmtrain.data.store import TokenStore, open_source
 from llmtrain.errors import CheckpointError, ConfigError, DataError, LLMTrainError
 from llmtrain.tokenizer.tokenizer import Tokenizer
@@ -178,6 +179,16 @@ def _check_store(store: TokenStore, config: RunConfig, tokenizer: Tokenizer | No
             f"{store.name} has a vocabulary of {store.manifest.vocab_size}, "
             f"model.vocab_size={config.model.vocab_size} is smaller; set model.vocab_size to at "
             f"least {store.manifest.vocab_size}"
+        )
+    if config.training.objective == "dpo":
+        from llmtrain.data.pairs import PairStore  # imports torch, which other runs go without here
+
+        PairStore(store, config.training.sequence_length)
+    elif store.has_roles and len(texts(store.roles(*store.document_span(0)))) > 1:
+        raise DataError(
+            f"{store.name} holds pairs of answers, and training.objective="
+            f"{config.training.objective} would learn the rejected ones too; use "
+            "training.objective=dpo"
         )
 
 

@@ -28,24 +28,33 @@ SHARED: dict[str, tuple[str, ...]] = {
         "end_to_end/test_sweeps_slurm", "end_to_end/test_launch_slurm", "end_to_end/test_executors",
     ),
     "report": ("unit/data_pipeline/report/",),
+    "peers": ("golden/test_peft", "golden/test_sft", "golden/test_trl"),
 }  # fmt: skip
 """Tests that share what is costly to start, and so a worker; any other file can go to any."""
 
 
-@pytest.hookimpl(tryfirst=True)  # the workers' plugin reads the marks in the same hook
+def group(nodeid: str) -> str:
+    """The name of the tests that go to one worker together: their file, or what they share."""
+    file = nodeid.partition("::")[0].removeprefix("tests/")
+    return next((name for name, paths in SHARED.items() if file.startswith(paths)), file)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tell the workers of ``make test`` what belongs together; what takes longest comes first."""
-
-    def group(item: pytest.Item) -> str:
-        file = item.nodeid.partition("::")[0].removeprefix("tests/")
-        return next((name for name, paths in SHARED.items() if file.startswith(paths)), file)
-
-    groups = {item: group(item) for item in items}
-    for item, name in groups.items():
-        item.add_marker(pytest.mark.xdist_group(name))
-    first = ["ranks", "slurm"]
+    """What takes longest comes first, so that the workers of ``make test`` end together."""
+    groups = {item: group(item.nodeid) for item in items}
+    first = ["ranks", "slurm", "peers"]
     first += sorted({name for name in groups.values() if name.startswith("end_to_end/")})
     items.sort(key=lambda item: first.index(groups[item]) if groups[item] in first else len(first))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Deal groups, not tests: the plugin's own groups get lost between it and pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = group
+    return scheduler
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,8 @@
 A launcher that is told ``cluster.python=WARM`` starts a small program, as it would start Python.
 That asks a live process (tests/world.py) to fork one that runs the same module with the same words,
 environment, folder, cores and files, passes signals on to it, and ends as it ends. Whoever kills
-the program kills the run. All but training commands, torchrun among it, is Python as it is.
+the program kills the run. All but training commands, torchrun among it, is Python as it is; where
+WARM_ALL is set, torchrun and the other commands of ``llmtrain`` are forked too.
 
     python = warm_python(Path("warm"))
     subprocess.run([python, "-m", "llmtrain", "train", ...])
@@ -28,16 +29,18 @@ STUB = """\
 import os, sys
 python, place, me = {python!r}, {place!r}, {me!r}
 words = sys.argv[1:]
-module = [word for word in words[:2] if word != "-u"] + words[2:4]
-if module[:3] != ["-m", "llmtrain", "train"] and words[:4] != ["-u", "-m", "llmtrain", "train"]:
+module = words[1:] if words[:1] == ["-u"] else words
+named = [["-m", "llmtrain"], ["-m", "torch.distributed.run"]] if "WARM_ALL" in os.environ else []
+if module[:3] != ["-m", "llmtrain", "train"]:
     os.environ["PYTHON_EXEC"] = me  # what torchrun starts its ranks with
-    os.execv(python, [python, *words])
+    if module[:2] not in named:
+        os.execv(python, [python, *words])
 import json, signal, socket
 relayed = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2]
 ignored = [n for n in relayed if signal.getsignal(n) == signal.SIG_IGN]
 signal.pthread_sigmask(signal.SIG_BLOCK, relayed)
 about = json.dumps(dict(
-    words=words[words.index("llmtrain"):], folder=os.getcwd(), ignored=ignored,
+    words=module[1:], folder=os.getcwd(), ignored=ignored,
     cores=sorted(os.sched_getaffinity(0)), environment=dict(os.environ),
 )).encode()
 line = socket.socket(socket.AF_UNIX)

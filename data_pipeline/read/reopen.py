@@ -2,7 +2,8 @@
 
 A record is proven when it stands at its place in the raw file under its id, its payload has the
 noted sha256, the noted extractor of the noted version is the one installed, and the text that it
-makes has the noted sha256. What differs is said; nothing is taken on trust.
+makes has the noted sha256. A conversation is proven by its payload: its text is a template's. What
+differs is said; nothing is taken on trust.
 
     with Reopener(files, PipelineConfig()) as reopener:
         for answer in reopener.reopen(requests): ...
@@ -18,6 +19,8 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self, cast, get_args
 
+from data_pipeline.chat.rows import EXTRACTOR as CONVERSATIONS
+from data_pipeline.chat.rows import chat_rows, payload_digest
 from data_pipeline.config.extract import (
     ExtractConfig,
     ExtractorName,
@@ -174,6 +177,9 @@ class Reopener:
         """Read a table or a file of lines up to the last row that is asked for."""
         wanted = {request.id: request for request in requests}
         last = max(request.member_offset for request in requests)
+        if requests[0].extractor.name == CONVERSATIONS:
+            yield from self._of_conversations(file, requests, last)
+            return
         for item in read_text_file(file, self.fields, self.max_record_bytes):
             if isinstance(item, Unreadable):
                 continue
@@ -182,6 +188,20 @@ class Reopener:
             request = wanted.get(item.id)
             if request is not None and request.member_offset == item.member_offset:
                 yield request, self._answer(file.path, request, item.text)
+
+    def _of_conversations(
+        self, file: RawFile, requests: Sequence[Request], last: int
+    ) -> Iterator[tuple[Request, Answer]]:
+        """Compare what was read of rows that hold conversations."""
+        wanted = {request.member_offset: request for request in requests}
+        for row in chat_rows(file):
+            if row.ordinal > last:
+                return
+            request = wanted.get(row.ordinal)
+            if request is not None and isinstance(row.values, dict):
+                found, noted = payload_digest(row.values), request.payload_sha256
+                said = f"the conversation has sha256 {found[:16]}, noted is {noted[:16]}"
+                yield request, Answer(file=file.path, problem="" if found == noted else said)
 
     def _answer(self, path: str, request: Request, held: _Payload | str) -> Answer:
         """Make the text of a record again, or take the text it holds; cut out what is wanted."""

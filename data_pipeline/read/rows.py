@@ -10,7 +10,8 @@ partial input is an error. Memory is that of one line, or of some megabytes of r
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,9 @@ _CHUNK_BYTES = 1 << 20
 _BATCH_BYTES = 4 << 20
 _BATCH_ROWS = 1024
 
+Columns = Callable[[Sequence[str]], list[str]]
+"""Chooses columns of a table."""
+
 
 class Unreadable(NamedTuple):
     """A record that holds no document."""
@@ -41,7 +45,9 @@ class Unreadable(NamedTuple):
     """Records lost, where more than one is known to be."""
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
+    """One row of a table, or one line of JSON."""
+
     ordinal: int
     """Number of the line or row."""
     values: dict[str, Any] | str
@@ -63,19 +69,35 @@ def read_text_file(
     Raises:
         DataError: the file is cut or damaged beyond rows, or its rows lack a field that was named.
     """
+    rows = read_rows(file, partial(_columns, file, fields), max_record_bytes, folder)
+    yield from _documents(file, fields, rows)
+
+
+def read_rows(
+    file: RawFile,
+    columns: Columns,
+    max_record_bytes: int = ExtractConfig().max_record_bytes,
+    folder: Path | None = None,
+) -> Iterator[Row | Unreadable]:
+    """Yield the rows of a JSONL, Parquet or Hugging Face input in order.
+
+    ``columns`` is given the names of a table's columns and returns those that are read.
+
+    Raises:
+        DataError: the file is cut or damaged beyond rows.
+    """
     if file.format == "hf":
-        yield from _documents(file, fields, _read_hf(file, fields))
+        yield from _read_hf(file, columns)
         return
     with local_copy(file.path, folder, file.sha256) as path:
         if file.format == "jsonl":
-            rows = _read_jsonl(file, path, max_record_bytes)
+            yield from _read_jsonl(file, path, max_record_bytes)
         else:
-            rows = _read_parquet(file, path, fields)
-        yield from _documents(file, fields, rows)
+            yield from _read_parquet(file, path, columns)
 
 
 def _documents(
-    file: RawFile, fields: FieldsConfig, rows: Iterator[_Row | Unreadable]
+    file: RawFile, fields: FieldsConfig, rows: Iterator[Row | Unreadable]
 ) -> Iterator[Document | Unreadable]:
     first, seen = True, False
     for row in rows:
@@ -121,7 +143,7 @@ def _absent(file: RawFile, field: str, names: Collection[str], key: str) -> Data
     )
 
 
-def _document(file: RawFile, fields: FieldsConfig, row: _Row, text: str) -> Document:
+def _document(file: RawFile, fields: FieldsConfig, row: Row, text: str) -> Document:
     values: Mapping[str, Any] = row.values if isinstance(row.values, dict) else {}
     own_id = values.get(fields.id) if fields.id else None
     key = (_storable(own_id),) if own_id is not None else (file.sha256, str(row.ordinal))
@@ -158,7 +180,7 @@ def _as_text(value: object) -> str:
     return _storable(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str))
 
 
-def _read_jsonl(file: RawFile, path: Path, limit: int) -> Iterator[_Row | Unreadable]:
+def _read_jsonl(file: RawFile, path: Path, limit: int) -> Iterator[Row | Unreadable]:
     number = 0
     for item in read_lines(path, file.path, limit):
         if isinstance(item, Member):
@@ -166,9 +188,9 @@ def _read_jsonl(file: RawFile, path: Path, limit: int) -> Iterator[_Row | Unread
             continue
         line, size = item
         if line is None:
-            yield _Row(number, f"line has {size} bytes, more than max_record_bytes={limit}", size)
+            yield Row(number, f"line has {size} bytes, more than max_record_bytes={limit}", size)
         elif line.strip():
-            yield _Row(number, _parse_line(line), size)
+            yield Row(number, _parse_line(line), size)
         number += 1
 
 
@@ -189,19 +211,19 @@ def _columns(file: RawFile, fields: FieldsConfig, names: Collection[str]) -> lis
     return list(dict.fromkeys(name for name in wanted if name in names and name is not None))
 
 
-def _table_rows(batch: Any, first: int) -> Iterator[_Row]:
+def _table_rows(batch: Any, first: int) -> Iterator[Row]:
     """Yield the rows of a record batch; a value that is no UTF-8 costs its row."""
     try:
         rows = batch.to_pylist()
     except ValueError:
         for i in range(batch.num_rows):
             try:
-                yield _Row(first + i, batch.slice(i, 1).to_pylist()[0])
+                yield Row(first + i, batch.slice(i, 1).to_pylist()[0])
             except ValueError as error:
-                yield _Row(first + i, f"row does not decode: {_first_line(error)}")
+                yield Row(first + i, f"row does not decode: {_first_line(error)}")
         return
     for i, row in enumerate(rows):
-        yield _Row(first + i, row)
+        yield Row(first + i, row)
 
 
 def _first_line(error: Exception) -> str:
@@ -209,7 +231,7 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _read_parquet(file: RawFile, path: Path, fields: FieldsConfig) -> Iterator[_Row | Unreadable]:
+def _read_parquet(file: RawFile, path: Path, columns: Columns) -> Iterator[Row | Unreadable]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -220,11 +242,11 @@ def _read_parquet(file: RawFile, path: Path, fields: FieldsConfig) -> Iterator[_
             sizes = [(group.num_rows, group.total_byte_size) for group in groups]
             if sum(rows for rows, _ in sizes) != parquet.metadata.num_rows:
                 raise pa.ArrowInvalid("its row groups do not add up to its rows")
-            columns = _columns(file, fields, names) if parquet.metadata.num_rows else []
+            wanted = columns(names) if parquet.metadata.num_rows else []
             whole, first = not sizes, 0
             for group, (rows, size) in enumerate(sizes):
                 lost = 0
-                for row in _read_group(parquet, group, first, (rows, size), columns):
+                for row in _read_group(parquet, group, first, (rows, size), wanted):
                     lost += isinstance(row, Unreadable)
                     yield row
                 whole, first = whole or not lost, first + rows
@@ -239,7 +261,7 @@ def _read_parquet(file: RawFile, path: Path, fields: FieldsConfig) -> Iterator[_
 
 def _read_group(
     parquet: Any, group: int, first: int, extent: tuple[int, int], columns: list[str]
-) -> Iterator[_Row | Unreadable]:
+) -> Iterator[Row | Unreadable]:
     """Yield the rows of a row group of (rows, bytes), and what is lost of it."""
     import pyarrow as pa
 
@@ -259,11 +281,11 @@ def _read_group(
         yield Unreadable(number, 0, f"{place}: {reason}", end - number)
 
 
-def _read_hf(file: RawFile, fields: FieldsConfig) -> Iterator[_Row]:
+def _read_hf(file: RawFile, columns: Columns) -> Iterator[Row]:
     rows = _open_hf(file.path)
     if not len(rows):
         return
-    table = rows.select_columns(_columns(file, fields, rows.column_names)).with_format("arrow")
+    table = rows.select_columns(columns(rows.column_names)).with_format("arrow")
     number = 0
     for part in table.iter(batch_size=_BATCH_ROWS // 4):
         for batch in part.to_batches():

@@ -182,7 +182,11 @@ def write_task(
                     lengths = np.diff(starts)[kept] - 1
                     offsets = np.concatenate([[0], np.cumsum(lengths)])
                     rows = table.filter(pc.equal(own, bucket)).drop_columns(["num_tokens"])
-                    writers[bucket].add_batch(tokens[mask], offsets, rows)
+                    roles = None
+                    if manifest.has_roles:
+                        given = shard.roles(int(starts[0]), int(starts[-1]))
+                        roles = given[np.repeat(kept, np.diff(starts))]
+                    writers[bucket].add_batch(tokens[mask], offsets, rows, roles)
                 first += table.num_rows
     return [writer.info for writer in writers]
 

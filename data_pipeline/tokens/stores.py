@@ -12,7 +12,7 @@ import logging
 import math
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -91,11 +91,29 @@ class StoreJob:
             results = self._shuffle(stage, task, jobs, common)
         else:
             results = stage.run("parts", task, [({**job, **common}, cost) for job, cost in jobs])
+        return self.finish(stage, results, choice.name, check)
+
+    def finish(
+        self,
+        stage: Stage,
+        results: Sequence[TaskResult],
+        encoder: str,
+        check: Callable[[Parts], None] = lambda parts: None,
+        details: Mapping[str, Any] | None = None,
+    ) -> Manifest:
+        """Publish the stores of the parts in ``results``, which ``encoder`` made; see ``run``.
+
+        ``details`` are kept in the manifest of the stage.
+
+        Raises:
+            DataError: ``check`` refuses, or a store would be empty.
+        """
         parts = parts_of(results)
         check(parts)
-        published = self._publish(stage, parts, choice)
+        published = self._publish(stage, parts, encoder)
         stores = {store: _totals(infos) for store, infos in sorted(parts.items())}
-        manifest = stage.finish([*results, published], {"encoder": choice.name, "stores": stores})
+        told = {"encoder": encoder, "stores": stores, **(details or {})}
+        manifest = stage.finish([*results, published], told)
         clear(stage)
         return manifest
 
@@ -157,7 +175,7 @@ class StoreJob:
         }  # fmt: skip
         return [({**common, "index": i}, text // num_parts) for i in range(num_parts)]
 
-    def _publish(self, stage: Stage, parts: Parts, choice: Choice) -> TaskResult:
+    def _publish(self, stage: Stage, parts: Parts, encoder: str) -> TaskResult:
         """Write the manifest of every store; from then on they are read."""
         seed = self.config.shuffle_seed
         files = {}
@@ -165,7 +183,7 @@ class StoreJob:
             folder = stage.target / store
             named = stage.target if store in (".", HELD_OUT) else folder
             notes = {
-                "source": named.resolve().name, "encoder": choice.name,
+                "source": named.resolve().name, "encoder": encoder,
                 "order": f"shuffled, seed {seed}" if self.config.shuffle else "as read",
                 "text_bytes": {info.name: text_bytes for info, text_bytes in infos},
             }  # fmt: skip

@@ -32,6 +32,7 @@ from data_pipeline.tokens.shuffle import Scatter, ScatterFiles, read_range
 from data_pipeline.tokens.split import held_out_by_cluster
 from llmtrain.data.lineage import encode_edit_lists
 from llmtrain.data.lineage import schema as record_schema
+from llmtrain.data.roles import RoleArray
 from llmtrain.data.store import ShardInfo, ShardWriter
 from llmtrain.errors import DataError
 from llmtrain.tokenizer.encoders import Encoder, make_encoder
@@ -67,11 +68,18 @@ class EncodedBatch(NamedTuple):
     """[documents + 1]: where each begins in ``tokens``."""
     records: pa.Table
     """What a store keeps of each; ``lineage.schema()`` without ``num_tokens``."""
+    roles: RoleArray | None = None
+    """One of each token and of the EOS behind every document, where they have roles."""
 
     def slice(self, start: int, end: int) -> "EncodedBatch":
         """Return the documents [start, end)."""
         records = self.records.slice(start, end - start)
-        return EncodedBatch(self.tokens, self.offsets[start : end + 1], records)
+        offsets, roles = self.offsets[start : end + 1], self.roles
+        if roles is not None:
+            roles = roles[
+                offsets[0] - self.offsets[0] + start : offsets[-1] - self.offsets[0] + end
+            ]
+        return EncodedBatch(self.tokens, offsets, records, roles)
 
 
 class Sink(Protocol):
@@ -125,7 +133,7 @@ class PartFiles:
             if end > start:
                 writer = self._writer(store)
                 piece = batch.slice(start, end)
-                writer.add_batch(piece.tokens, piece.offsets, piece.records)
+                writer.add_batch(piece.tokens, piece.offsets, piece.records, piece.roles)
                 self._tokens[store] += int(piece.offsets[-1] - piece.offsets[0]) + end - start
                 self._text_bytes[store] += int(ends[end - 1]) - done
                 start, done = end, int(ends[end - 1])

@@ -27,7 +27,7 @@ from llmtrain.config.load import config_hash, to_plain
 from llmtrain.errors import ConfigError
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.precision import COMPUTE_DTYPES
-from llmtrain.planner.flops import CONVENTION, flops_per_token
+from llmtrain.planner.flops import convention, flops_per_token
 from llmtrain.train.metrics import Meter
 from llmtrain.train.rundir import write_json
 
@@ -113,7 +113,7 @@ def step_figures(
         "steps_s": measured.step_s,
         "mfu": used["mfu"],
         "mfu_causal": used["mfu_causal"],
-        "mfu_convention": CONVENTION,
+        "mfu_convention": convention(config.model),
         "model_tflops": operations / 1e12,
         "share_of_matmul_rate": operations / compute,
         "peak_memory_bytes": peaks or [measured.memory_bytes],

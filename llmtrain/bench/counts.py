@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from llmtrain.config.model import ModelConfig
 from llmtrain.config.run import RunConfig
 from llmtrain.planner.flops import num_matmul_parameters
-from llmtrain.planner.memory import num_moments, parameter_shapes
+from llmtrain.planner.memory import is_trained, num_moments, parameter_shapes
 
 FORWARD_AND_BACKWARD = 3
 """A product's backward is two products."""
@@ -106,6 +106,8 @@ def _optimizer_bytes(config: RunConfig) -> float:
     copy = 2 if config.engine.precision == "bf16" and not half else 0
     total = 0
     for name, shape in parameter_shapes(config.model).items():
+        if not is_trained(config.model, name):
+            continue
         values = math.prod(shape)
         moments = num_moments(config.optimizer.kind, name)
         total += values * (_FP32 + 2 * kept + 2 * moments * moment + copy)

@@ -31,11 +31,30 @@ class GuardConfig:
     An update whose loss or gradient norm is not finite is skipped whatever on_spike says.
     """
     max_rollbacks: int = 3
-    """Times a run may go back; what would be one more stops it."""
+    """Times a run may go back, counted over all its starts; what would be one more stops it."""
+    recheck_every_steps: int | None = None
+    """Steps between searches for silent corruption; null never searches.
+
+    State that several ranks hold must have the same bits on all, and each block of the batch, run
+    forward twice more, give the same output: about 0.8 of a step. Best a divisor of
+    checkpoint.every_steps, so that what is saved was looked at.
+    """
+    on_corruption: Literal["stop", "rollback"] = "stop"
+    """What is done where the search finds something, which the log and an event name.
+
+    stop: the run ends, and checkpoints since the last sound search are set aside. rollback: the run
+    goes back to the newest before that and makes the same steps again.
+    """
+
+    @property
+    def may_go_back(self) -> bool:
+        """Whether the run may need a checkpoint to go back to."""
+        looks = self.recheck_every_steps is not None
+        return "rollback" in self.on_spike or (looks and self.on_corruption == "rollback")
 
     def __post_init__(self) -> None:
         """Refuse counts below 1, other orders, and actions that nothing would set off."""
-        problems = below(self, 1, "max_skipped_in_a_row", "max_rollbacks")
+        problems = below(self, 1, "max_skipped_in_a_row", "max_rollbacks", "recheck_every_steps")
         problems += below(self, 10, "spike_window_steps") + not_positive(self, "spike_zscore")
         if self.on_spike not in ESCALATIONS:
             orders = ", ".join(_written(order) for order in ESCALATIONS)

@@ -22,6 +22,10 @@ class ImportConfig:
     """Type the checkpoint keeps; auto is that of each tensor, which loses nothing."""
     vocab_multiple: int = 1
     """Rows of the embedding are filled up with zeros to a multiple of this; export cuts them."""
+    adapter: str | None = None
+    """PEFT folder of a LoRA of the model, taken in beside it; null takes the model alone."""
+    tokenizer: str | None = None
+    """New tokenizer, a folder: rows of tokens it shares are kept, others made of their pieces."""
 
     def __post_init__(self) -> None:
         """Refuse a multiple below one."""
@@ -47,10 +51,19 @@ class ExportConfig:
     """Rows of the vocabulary to keep; null cuts what import filled up."""
     chat_template: str | None = None
     """File with a Jinja template to put beside the tokenizer; null keeps the tokenizer's own."""
+    adapter: bool = False
+    """Write the run's adapter alone, as PEFT loads it; false merges it into the model."""
+    base: str | None = None
+    """Folder or name of the base model, for PEFT to load beside the adapter."""
 
     def __post_init__(self) -> None:
         """Refuse counts below one and sizes that cannot be read."""
         problems = below(self, 1, "vocab_size")
+        if self.base is not None and not self.adapter:
+            problems.append(
+                f"base={self.base} is for adapters alone, found adapter=false; use adapter=true or "
+                "leave base out"
+            )
         if not problems and _bytes_of(self.max_shard_size) is None:
             problems.append(
                 f"max_shard_size={self.max_shard_size} is no size above 0; write 5GB or 512MiB"

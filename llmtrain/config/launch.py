@@ -139,8 +139,17 @@ class SlurmLaunch:
     """
     array_parallel: int | None = None
     """Tasks of the array that run at a time; null means all."""
+    min_nodes: int | None = None
+    """Fewest of cluster.num_nodes to start with: after one is lost, on the rest; null means all.
+
+    An axis of the data parallelism has to be ``auto``.
+    """
     requeue: bool = True
-    """Queue the job again where it stopped with a checkpoint (time limit, preemption)."""
+    """Queue the job again where it stopped with a checkpoint (time limit, preemption), hung, lost a
+    rank or failed, as long as every start saves a step further.
+
+    Not where it diverged or ran out of memory or disk.
+    """
     signal_s: int = 120
     """Seconds before the time limit at which the run is asked to save and stop; 0 never asks."""
     setup: tuple[str, ...] = ()
@@ -154,11 +163,13 @@ class SlurmLaunch:
 
     def __post_init__(self) -> None:
         """Refuse what sbatch would."""
-        problems = below(self, 0, "signal_s") + below(self, 1, "array_parallel")
+        problems = below(self, 0, "signal_s") + below(self, 1, "array_parallel", "min_nodes")
         if self.time_limit is not None and not _TIME.fullmatch(self.time_limit):
             problems.append(f"time_limit={self.time_limit} is no time; write minutes or D-HH:MM:SS")
         if self.groups and (self.array or self.nodelist):
             problems.append("groups go with neither array nor nodelist; name nodes in each group")
+        if self.groups and self.min_nodes is not None:
+            problems.append("groups have fixed numbers of nodes; leave min_nodes out")
         _refuse(problems)
 
 
@@ -315,6 +326,12 @@ class LaunchConfig:
             problems.append(
                 f"launch.node={launch.node} is none of cluster.num_nodes="
                 f"{self.cluster.num_nodes}; the first node is 0"
+            )
+        fewest = launch.min_nodes if isinstance(launch, SlurmLaunch) else None
+        if fewest is not None and fewest > self.cluster.num_nodes:
+            problems.append(
+                f"launch.min_nodes={fewest} is more than cluster.num_nodes="
+                f"{self.cluster.num_nodes}; use at most that"
             )
         _refuse(problems)
 

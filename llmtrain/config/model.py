@@ -7,6 +7,7 @@ model's name. Presets are in ``conf/model/``.
 from dataclasses import dataclass
 from typing import Literal
 
+from llmtrain.config.adapter import AdapterConfig
 from llmtrain.config.fields import below, not_positive
 from llmtrain.errors import ConfigError
 
@@ -135,6 +136,8 @@ class ModelConfig:
     With it both hold at every hidden_size (model/mup.py); widen heads and intermediate_size in
     proportion and keep head_dim.
     """
+    adapter: AdapterConfig | None = None
+    """Train low-rank matrices beside those of the model, which stays as it is; null trains it."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that do not fit together."""

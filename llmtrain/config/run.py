@@ -263,6 +263,25 @@ def fim_tokens_are_known(config: RunConfig, world: int) -> str | None:
     return f"data.fim has id {largest}, model.vocab_size={vocab_size} ends below; use other ids"
 
 
+def pairs_stay_whole(config: RunConfig, world: int) -> str | None:
+    """Nothing takes the pairs of a preference run apart, or has no meaning for them."""
+    training, data, cause = config.training, config.data, None
+    if data.packing != "best_fit":
+        cause = f"data.packing={data.packing} cuts pairs; use data.packing=best_fit"
+    elif data.fim is not None:
+        cause = "data.fim rearranges text, and pairs have a fixed order; use data.fim=null"
+    elif training.length_ramp:
+        cause = "training.length_ramp cuts pairs; use training.length_ramp=[]"
+    elif training.z_loss_weight:
+        cause = (
+            f"training.z_loss_weight={training.z_loss_weight} has no meaning for pairs; use "
+            "training.z_loss_weight=0"
+        )
+    if training.objective != "dpo" or cause is None:
+        return None
+    return f"training.objective=dpo: {cause}"
+
+
 def best_checkpoints_are_measured(config: RunConfig, world: int) -> str | None:
     """Every checkpoint at its interval has a held-out loss where the best are kept."""
     keep, every = config.checkpoint, config.evaluation.every_steps
@@ -284,6 +303,16 @@ def best_checkpoints_are_measured(config: RunConfig, world: int) -> str | None:
     return None
 
 
+def tasks_have_a_tokenizer(config: RunConfig, world: int) -> str | None:
+    """Tasks are texts."""
+    if config.evaluation.tasks and config.tokenizer.path is None:
+        return (
+            f"evaluation.tasks={list(config.evaluation.tasks)} found with tokenizer.path=null, "
+            "tasks are texts; set tokenizer.path to the folder the stores were made with"
+        )
+    return None
+
+
 DATA_RULES: tuple[Rule, ...] = (
     batch_has_whole_rows,
     lengths_cut_the_longest,
@@ -301,5 +330,7 @@ RULES: tuple[Rule, ...] = (
     skipped_steps_are_in_the_run,
     updates_can_be_skipped,
     fim_tokens_are_known,
+    pairs_stay_whole,
     best_checkpoints_are_measured,
+    tasks_have_a_tokenizer,
 )

@@ -9,6 +9,7 @@ configuration alone, before a process group or even torch is there. docs/paralle
 import sys
 from pathlib import Path
 
+from llmtrain.config.adapter_limits import ADAPTERS
 from llmtrain.config.deepspeed_limits import DEEPSPEED
 from llmtrain.config.limits import DEFAULT, Limit
 from llmtrain.config.memory_limits import MEMORY
@@ -226,6 +227,15 @@ NATIVE: tuple[Limit, ...] = (
         "use cp of at least 2, or leave cp_method out",
     ),
     Limit(
+        concerns="context",
+        refused="`training.objective=dpo` with `cp` above 1",
+        because="the log-probability of an answer is a sum over its tokens, and context-parallel "
+        "ranks hold parts of it",
+        broken=lambda f: f.t.objective == "dpo" and f.p.cp > 1,
+        sentence="training.objective=dpo found with parallel.cp={f.p.cp}: {because}; use "
+        "parallel.cp=1",
+    ),
+    Limit(
         concerns="recompute",
         refused="`recompute_budget` without `recompute=budget`",
         because="no other mode has a budget",
@@ -237,7 +247,7 @@ NATIVE: tuple[Limit, ...] = (
 )  # fmt: skip
 """Limits of layouts, of both engines or of the native one."""
 
-SUPPORT: tuple[Limit, ...] = (*NATIVE, *MEMORY, *PRECISION, *DEEPSPEED)
+SUPPORT: tuple[Limit, ...] = (*NATIVE, *MEMORY, *PRECISION, *DEEPSPEED, *ADAPTERS)
 """Every limit, in the order in which they are reported."""
 
 START = "<!-- made by python -m llmtrain.config.support docs/parallelism.md -->\n"

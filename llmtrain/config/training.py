@@ -5,6 +5,8 @@ from itertools import pairwise
 from typing import Literal
 
 from llmtrain.config.fields import FATAL, below, not_positive, outside
+from llmtrain.config.generate import HarnessConfig
+from llmtrain.config.objective import DpoConfig, Objective
 from llmtrain.config.ramp import BatchStage, LengthStage, StepSchedule
 from llmtrain.errors import ConfigError
 
@@ -27,6 +29,10 @@ class TrainingConfig:
     """Rows of sequence_length one rank runs at a time; of shorter rows as many more."""
     seed: int = field(default=0, metadata=FATAL)
     """Run seed; every random stream derives from it."""
+    objective: Objective = field(default="next_token", metadata=FATAL)
+    """next_token, or dpo: preferences, on stores of pairs (arXiv:2305.18290)."""
+    dpo: DpoConfig | None = field(default=None, metadata=FATAL)
+    """Settings of objective=dpo; null means its defaults."""
     z_loss_weight: float = 0.0
     """Weight of the squared log of the softmax denominator in the loss (arXiv:2204.02311, 5)."""
     stop_at_step: int | None = None
@@ -42,6 +48,11 @@ class TrainingConfig:
         names = ("num_tokens", "sequence_length", "global_batch_tokens", "micro_batch_size")
         problems = below(self, 1, *names, "stop_at_step") + below(self, 0, "seed", "z_loss_weight")
         problems += not_positive(self, "max_time_s")
+        if self.dpo is not None and self.objective != "dpo":
+            problems.append(
+                f"dpo is set and objective={self.objective} has no use for it; use objective=dpo "
+                "or dpo=null"
+            )
         problems += _unordered("batch_ramp", self.batch_ramp)
         problems += _unordered("length_ramp", self.length_ramp)
         if problems:
@@ -192,8 +203,8 @@ class CheckpointConfig:
     grace_s: float = 30.0
     """Seconds between a request to stop and the end by force; a step and a save have to fit.
 
-    torchrun, Kubernetes and Slurm's KillWait give 30; `llmtrain launch` asks launch.signal_s
-    before the end of a job of Slurm.
+    torchrun and Slurm's KillWait give 30. `llmtrain launch` sets it where it is not set: to
+    launch.signal_s under Slurm, to launch.grace_s under Kubernetes.
     """
     asynchronous: bool = True
     """Copy the state to host memory and write it behind the training; false writes it at once.
@@ -234,16 +245,28 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationConfig:
-    """Held-out loss during training."""
+    """Held-out loss and tasks during training."""
 
     every_steps: int | None = None
     """Steps between evaluations over data.validation, and after the last step; null is off."""
     windows_per_source: int = 64
     """Windows of sequence_length tokens scored per source, spread evenly, always the same ones."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness to run on the way; into RUN/harness/step-*.json."""
+    tasks_every_steps: int | None = None
+    """Steps between runs of the tasks, which also run after the last step; null is off."""
+    harness: HarnessConfig = field(default_factory=HarnessConfig)
+    """How the tasks are run."""
 
     def __post_init__(self) -> None:
-        """Refuse counts below 1."""
-        if problems := below(self, 1, "every_steps", "windows_per_source"):
+        """Refuse counts below 1, tasks that never run and runs of no task."""
+        problems = below(self, 1, "every_steps", "windows_per_source", "tasks_every_steps")
+        if bool(self.tasks) != (self.tasks_every_steps is not None):
+            problems.append(
+                f"evaluation.tasks={list(self.tasks)} found with evaluation.tasks_every_steps="
+                f"{self.tasks_every_steps}; set both, or none of them"
+            )
+        if problems:
             raise ConfigError(problems)
 
 

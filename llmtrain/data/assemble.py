@@ -1,9 +1,10 @@
 """From windows of token stores to the tensors of a step: targets, positions, document ids, weights.
 
 Windows are made of pieces of stores; rows are equal slices of windows, in order. Document
-boundaries come from the index of the store, never from a token. A target that belongs to another
-document than its input is no target; positions and document ids restart in every row. Inputs that
-no piece covers are padding: token 0, no target, a document id of their own.
+boundaries come from the index of the store, and where a document holds a pair from its roles, never
+from a token. A target that belongs to another document than its input, or that its role does not
+answer for, is no target; positions and document ids restart in every row. Inputs that no piece
+covers are padding: token 0, no target, a document id of their own.
 
     assemble_windows(plan.orders, chosen.sources, chosen.windows, unit_tokens=4096,
                      sequence_length=1024, num_microbatches=2)
@@ -20,6 +21,7 @@ from llmtrain.data.batch import IGNORE_INDEX, StepBatch
 from llmtrain.data.fim import FillInMiddle, Stretches
 from llmtrain.data.indexed import Int64Array, TokenArray
 from llmtrain.data.order import Pieces, SourceOrder
+from llmtrain.data.roles import ANSWER, SECOND, RoleArray
 from llmtrain.data.store import TokenStore
 
 Int32Array = npt.NDArray[np.int32]
@@ -46,7 +48,7 @@ def assemble_windows(
 
     A window of ``unit_tokens`` gives k = unit_tokens // ``sequence_length`` rows. ``epochs[u]``,
     null for the first, is read by ``fim`` alone. Rows of padding make ``num_units`` of fewer
-    windows.
+    windows. ``fim`` leaves documents with roles as they are.
     """
     parts = []
     for source in np.unique(sources).tolist():
@@ -57,8 +59,9 @@ def assemble_windows(
     shown[: len(sources)] = sources
     rows = _Rows(len(shown) * unit_tokens, sequence_length)
     starts = _fill(rows, parts, unit_tokens)
-    if fim is not None and parts:
-        documents = _stretches([p for _, p in parts], starts, unit_tokens, rows.total)
+    plain = [pieces for store, pieces in parts if not store.has_roles]
+    if fim is not None and plain:
+        documents = _stretches(plain, starts, unit_tokens, rows.total)
         unit = documents.place // unit_tokens
         epoch = np.zeros_like(unit) if epochs is None else epochs[unit]
         ends = rows.targets[documents.place + documents.length - 1] == IGNORE_INDEX
@@ -118,16 +121,20 @@ class _Rows:
 
 def _fill(rows: _Rows, parts: Sequence[tuple[TokenStore, Pieces]], unit_tokens: int) -> Int64Array:
     """Fill all arrays; returns where documents, parts of them and paddings begin, rising."""
-    begins, ends, boundaries = [], [], []
+    begins, ends, boundaries, silent = [], [], [], []
     for store, pieces in parts:
         place = pieces.row * unit_tokens + pieces.offset
         _read(store, pieces, place, rows, unit_tokens)
         begins.append(place)
         ends.append(place + pieces.length)
         boundaries.append(_boundaries(store, pieces, place))
+        if store.has_roles:
+            unanswered, seconds = _roles(store, pieces, place)
+            silent.append(unanswered)
+            boundaries.append(seconds)
     gaps, padding = _gaps(np.concatenate([*begins, [rows.total]]), np.concatenate([[0], *ends]))
     rows.tokens[padding] = 0
-    rows.without_target(np.concatenate([*(found - 1 for found in boundaries), padding]))
+    rows.without_target(np.concatenate([*(found - 1 for found in boundaries), *silent, padding]))
     edges = np.arange(0, rows.total + 1, rows.shape[1])
     places = np.sort(np.concatenate([edges, *begins, *boundaries, gaps]))
     starts = places[:-1][places[:-1] < places[1:]]  # each once, and not the end of all rows
@@ -200,6 +207,24 @@ def _boundaries(store: TokenStore, pieces: Pieces, place: Int64Array) -> Int64Ar
         row, offset = store.boundaries(pieces.start[chosen] + 1, length)
         found.append(place[chosen[row]] + offset + 1)
     return np.concatenate(found)
+
+
+def _roles(store: TokenStore, pieces: Pieces, place: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """Return the inputs whose target is not answered for, and where second texts begin."""
+    spans = zip(pieces.start.tolist(), pieces.length.tolist(), strict=True)
+    roles = np.concatenate([_roles_until_behind(store, low, low + size) for low, size in spans])
+    size = pieces.length + 1
+    first = np.cumsum(size) - size
+    where = np.arange(len(roles)) + np.repeat(place - first, size)
+    unanswered, rises = (roles & ANSWER) == 0, np.diff(roles & SECOND, prepend=SECOND) == SECOND
+    unanswered[first] = rises[first] = False
+    return where[unanswered] - 1, where[rises]
+
+
+def _roles_until_behind(store: TokenStore, start: int, end: int) -> RoleArray:
+    """Return the roles of [start, end] with the token behind a piece; behind the store a 0."""
+    found = store.roles(start, min(end + 1, store.num_tokens))
+    return found if end < store.num_tokens else np.append(found, np.uint8(0))
 
 
 def _gaps(begins: Int64Array, ends: Int64Array) -> tuple[Int64Array, Int64Array]:

@@ -36,6 +36,9 @@ class StepBatch:
     row_ids: Tensor | None = None
     """Number of each row in the global batch, int32 [R], where the losses of its documents are
     asked for; None elsewhere."""
+    reference: Tensor | None = None
+    """Sums of the reference's log-probabilities of the answers of pairs, float32 [R, S]: each at
+    the last target of its text, 0 elsewhere; None where no loss compares with a reference."""
     extent: tuple[int, int] | None = None
     """Most documents of a row and most tokens of a document; known of batches on a device, so that
     it need not be asked for them."""

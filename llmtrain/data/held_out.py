@@ -15,6 +15,7 @@ from llmtrain.config.parallel import microbatches_per_rank
 from llmtrain.config.run import RunConfig
 from llmtrain.data.assemble import assemble_pieces
 from llmtrain.data.batch import StepBatch
+from llmtrain.data.indexed import Int64Array
 from llmtrain.data.order import Pieces
 from llmtrain.data.store import TokenStore, open_sources
 
@@ -40,13 +41,24 @@ class EvaluationBatches:
         self._num_microbatches = num_microbatches
         self._sequence_length = sequence_length
         self._dp_rank, self._dp_size = dp_rank, dp_size
-        sources, starts = [], []
-        for i, store in enumerate(self._stores):
-            total = -(-(store.num_tokens - 1) // sequence_length)
+        sources, windows = [], []
+        for i in range(len(self._stores)):
+            total = self.windows_in(i)
             count = total if max_windows is None else min(total, max_windows)
             sources.append(np.full(count, i, dtype=np.int32))
-            starts.append(np.arange(count) * total // max(count, 1) * sequence_length)
-        self._sources, self._starts = np.concatenate(sources), np.concatenate(starts)
+            windows.append(np.arange(count) * total // max(count, 1))
+        self._sources, self._windows = np.concatenate(sources), np.concatenate(windows)
+
+    def windows_in(self, source: int) -> int:
+        """Count the windows of a source."""
+        num_inputs: int = self._stores[source].num_tokens - 1
+        return -(-num_inputs // self._sequence_length)
+
+    def pieces(self, source: int, rows: Int64Array, windows: Int64Array) -> Pieces:
+        """Return what some windows of a source are made of, placed in ``rows``."""
+        starts = windows * self._sequence_length
+        length = np.minimum(self._sequence_length, self._stores[source].num_tokens - 1 - starts)
+        return Pieces(rows, np.zeros_like(rows), starts, length)
 
     def __len__(self) -> int:
         return -(-len(self._sources) // (self._num_rows * self._dp_size))
@@ -56,20 +68,27 @@ class EvaluationBatches:
 
     def at(self, index: int) -> StepBatch:
         """Return this rank's rows of batch ``index``, padded to the full shape."""
-        first = (index * self._dp_size + self._dp_rank) * self._num_rows
         sources = np.zeros(self._num_rows, dtype=np.int32)
-        given = self._sources[first : first + self._num_rows]
-        starts = self._starts[first : first + self._num_rows]
+        given = self._sources[self._rows(index)]
         sources[: len(given)] = given
-        parts = []
-        for source in np.unique(given).tolist():
-            (rows,), store = np.nonzero(given == source), self._stores[source]
-            length = np.minimum(self._sequence_length, store.num_tokens - 1 - starts[rows])
-            parts.append((store, Pieces(rows, np.zeros_like(rows), starts[rows], length)))
+        parts = [(self._stores[source], pieces) for source, pieces in self.placed(index)]
         return assemble_pieces(
             parts, sources, sequence_length=self._sequence_length,
             num_microbatches=self._num_microbatches,
         )  # fmt: skip
+
+    def placed(self, index: int) -> list[tuple[int, Pieces]]:
+        """Name what this rank's rows of batch ``index`` hold, source by source."""
+        given, windows = self._sources[self._rows(index)], self._windows[self._rows(index)]
+        found = []
+        for source in np.unique(given).tolist():
+            (rows,) = np.nonzero(given == source)
+            found.append((source, self.pieces(source, rows, windows[rows])))
+        return found
+
+    def _rows(self, index: int) -> slice:
+        first = (index * self._dp_size + self._dp_rank) * self._num_rows
+        return slice(first, first + self._num_rows)
 
 
 def held_out_of(config: RunConfig, dp_rank: int, dp_size: int) -> EvaluationBatches | None:

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmtrain.data.files import StoreFile
+from llmtrain.data.roles import ANSWER, ENDING, RoleArray
 from llmtrain.errors import DataError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -135,7 +136,7 @@ class Known(NamedTuple):
     num_documents: int
     """Documents."""
     ends: Mapping[str, str]
-    """``ends_digest`` of ``bin`` and ``idx``; empty in stores written before there was one."""
+    """``ends_digest`` by ending; empty in stores written before there was one."""
 
 
 def ends_digest(file: StoreFile) -> str:
@@ -150,7 +151,11 @@ class IndexedShard:
     """Read access to one ``.bin``/``.idx`` pair; the files are mapped on first use."""
 
     def __init__(
-        self, bin_file: StoreFile, idx_file: StoreFile, known: Known | None = None
+        self,
+        bin_file: StoreFile,
+        idx_file: StoreFile,
+        known: Known | None = None,
+        roles_file: StoreFile | None = None,
     ) -> None:
         """Read the header now; where ``known`` says what it holds, on first use.
 
@@ -159,6 +164,7 @@ class IndexedShard:
         """
         self.bin_file = bin_file
         self.idx_file = idx_file
+        self.roles_file = roles_file
         self._known = known
         if known is None:
             self.dtype, self.num_documents = self.header.dtype, self.header.num_documents
@@ -185,14 +191,15 @@ class IndexedShard:
         return header
 
     def check_ends(self) -> None:
-        """Compare the first and the last 64 KiB of both files with the manifest.
+        """Compare the first and the last 64 KiB of its files with the manifest.
 
         Raises:
             DataError: they differ.
         """
         ends = {} if self._known is None else self._known.ends
-        for end, file in (("bin", self.bin_file), ("idx", self.idx_file)):
-            if end in ends and ends_digest(file) != ends[end]:
+        files = {"bin": self.bin_file, "idx": self.idx_file, ENDING: self.roles_file}
+        for end, file in files.items():
+            if file is not None and end in ends and ends_digest(file) != ends[end]:
                 raise DataError(
                     f"{file.name} is not the file its manifest lists: its first and last "
                     f"{END_BYTES >> 10} KiB differ, though its size is right; another shard "
@@ -264,6 +271,13 @@ class IndexedShard:
         self.bin_file.need(*self.byte_span(start, end))
         return self.data[start:end]
 
+    def roles(self, start: int, end: int) -> RoleArray:
+        """Return the roles of the tokens [start, end); a shard without has ANSWER everywhere."""
+        if self.roles_file is None:
+            return np.full(end - start, ANSWER, dtype=np.uint8)
+        self.roles_file.need(start, end)
+        return self._all_roles[start:end]
+
     def byte_span(self, start: int, end: int) -> tuple[int, int]:
         """Return where the tokens [start, end) are in the ``.bin``."""
         return start * self.dtype.itemsize, end * self.dtype.itemsize
@@ -272,6 +286,15 @@ class IndexedShard:
     def data(self) -> TokenArray:
         """All tokens as a read-only view; of a fetched file, those ``bin_file.need`` was told."""
         return np.frombuffer(self.bin_file.view(), dtype=self.header.dtype, count=self.num_tokens)
+
+    @cached_property
+    def _all_roles(self) -> RoleArray:
+        if self.roles_file is None or len(self.data) != self.roles_file.size:
+            raise DataError(
+                f"{self.name}.{ENDING} does not hold a byte for each of {self.num_tokens:,} "
+                "tokens; it belongs to another shard: restore it or write the store again"
+            )
+        return np.frombuffer(self.roles_file.view(), dtype=np.uint8)
 
     def document_starts(self, documents: Int64Array) -> Int64Array:
         """Return the first token of each document; document ``num_documents`` starts at the end."""

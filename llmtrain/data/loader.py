@@ -9,7 +9,7 @@ whole micro-batches for every rank, the last ranks are filled up with rows that 
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
@@ -18,6 +18,8 @@ import numpy as np
 from llmtrain.config.parallel import ParallelConfig, microbatches_per_rank
 from llmtrain.data.assemble import assemble_windows
 from llmtrain.data.batch import StepBatch
+from llmtrain.data.order import Pieces
+from llmtrain.data.pairs import PairStore, mark_pairs
 from llmtrain.data.plan import BatchPlan, StepWindows
 
 ONE_STAGE = ParallelConfig()
@@ -38,12 +40,14 @@ class Batches:
         parallel: ParallelConfig = ONE_STAGE,
         prefetch: int = 2,
         finish: Callable[[StepBatch], StepBatch] = lambda batch: batch,
+        pairs: Sequence[PairStore] | None = None,
     ) -> None:
         """Serve rank ``dp_rank`` of ``dp_size``; ``prefetch`` global batches are read ahead.
 
         ``micro_batch_size`` counts units: rows of the longest sequence length. ``parallel`` says
         how many micro-batches a pipeline needs. ``finish`` is called with each batch where it is
-        read, ahead of the step (train/feed.py copies it to a device).
+        read, ahead of the step (train/feed.py copies it to a device). ``pairs`` are the sources of
+        a preference run, in the order of the plan.
         """
         self.plan = plan
         self._dp_rank, self._dp_size = dp_rank, dp_size
@@ -51,6 +55,7 @@ class Batches:
         self._parallel = parallel
         self._prefetch = prefetch
         self._finish = finish
+        self._pairs = pairs
         self._reader = ThreadPoolExecutor(1, "batches") if prefetch else None
         self._ahead: dict[int, Future[StepBatch]] = {}
         self._epochs_begun = [0] * len(plan.orders)
@@ -91,7 +96,20 @@ class Batches:
             epochs=chosen.epochs[own],
             fim=self.plan.fim,
         )
+        if self._pairs is not None:
+            batch = mark_pairs(batch, self._placed(chosen, own, self._pairs))
         return self._finish(batch)
+
+    def _placed(
+        self, chosen: StepWindows, own: slice, pairs: Sequence[PairStore]
+    ) -> list[tuple[PairStore, Pieces]]:
+        """Name the pairs of some units of a batch, each a row, store by store."""
+        sources, windows, found = chosen.sources[own], chosen.windows[own], []
+        for source in np.unique(sources).tolist():
+            (rows,) = np.nonzero(sources == source)
+            pieces = self.plan.orders[source].pieces(windows[rows])
+            found.append((pairs[source], pieces._replace(row=rows[pieces.row])))
+        return found
 
     def _log_epochs(self, chosen: StepWindows) -> None:
         """Say of each source once when it begins another epoch."""

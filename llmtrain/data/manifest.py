@@ -20,6 +20,7 @@ import blake3
 
 from llmtrain.data.files import Folder, LocalFolder
 from llmtrain.data.indexed import token_dtype
+from llmtrain.data.roles import ENDING
 from llmtrain.errors import DataError
 
 MANIFEST = "manifest.json"
@@ -37,12 +38,12 @@ class ShardInfo:
     num_documents: int
     """Documents; 0 means that no file was written."""
     sizes: dict[str, int]
-    """Bytes by file ending (``bin``, ``idx``, ``docs.parquet``)."""
+    """Bytes by file ending (``bin``, ``idx``, ``docs.parquet``, and ``roles`` where it has any)."""
     sha256: dict[str, str]
     """Digest by file ending."""
     ends: dict[str, str] = field(default_factory=dict)
-    """``ends_digest`` of ``bin`` and ``idx``, compared before a shard is first read; empty in
-    stores written before there was one."""
+    """``ends_digest`` of ``bin``, ``idx`` and ``roles``, compared before a shard is first read;
+    empty in stores written before there was one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +73,11 @@ class Manifest:
     notes: dict[str, Any] = field(default_factory=dict)
     """How the store came to be (source, encoder, order, bytes of text), where its writer says it.
     Not part of ``hash``: equal tokens are the same data, whichever encoder made them."""
+
+    @property
+    def has_roles(self) -> bool:
+        """Whether its tokens have roles (``llmtrain.data.roles``)."""
+        return ENDING in self.shards[0].sizes
 
     def computed_hash(self) -> str:
         """Return what ``hash`` has to be."""
@@ -110,11 +116,17 @@ def write_manifest(
     ``notes`` are JSON-able; they are kept and change no fingerprint.
 
     Raises:
-        DataError: no shard holds a document.
+        DataError: no shard holds a document, or some have roles and others not.
     """
     kept = tuple(sorted((s for s in shards if s.num_documents), key=lambda shard: shard.name))
     if not kept:
         raise DataError(f"the store {directory} would be empty: none of its documents survived")
+    without = [shard.name for shard in kept if ENDING not in shard.sizes]
+    if without and len(without) < len(kept):
+        raise DataError(
+            f"{directory}/{without[0]} has no roles and other shards of the store have; write all "
+            "shards with roles or none"
+        )
     manifest = Manifest(
         tokenizer_hash=tokenizer_hash,
         vocab_size=vocab_size,

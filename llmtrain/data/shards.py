@@ -14,6 +14,7 @@ import numpy as np
 from llmtrain.data.files import Folder
 from llmtrain.data.indexed import IndexedShard, Known
 from llmtrain.data.manifest import Manifest
+from llmtrain.data.roles import ENDING
 
 
 class Shards:
@@ -45,6 +46,9 @@ class Shards:
                 folder.file(f"{info.name}.bin", info.sizes["bin"]),
                 folder.file(f"{info.name}.idx", info.sizes["idx"]),
                 Known(dtype, info.num_tokens, info.num_documents, info.ends),
+                folder.file(f"{info.name}.{ENDING}", info.sizes[ENDING])
+                if ENDING in info.sizes
+                else None,
             )
 
         return cls(

@@ -1,9 +1,10 @@
 """A token store: a folder of Megatron shards with the origin of every document and a manifest.
 
 ``DIR/part-00000.{bin,idx,docs.parquet}`` ... and ``DIR/manifest.json``, written last: a folder
-without a manifest is unfinished and is not read. A path prefix (``DIR/NAME`` for ``DIR/NAME.bin``
-and ``DIR/NAME.idx``), or a folder that holds exactly one such pair, is a store of another program
-and opens too. Any number of processes may write shards; one writes the manifest.
+without a manifest is unfinished and is not read. Where not every token is a target there is a
+``part-00000.roles`` as well (``llmtrain.data.roles``). A path prefix (``DIR/NAME`` for
+``DIR/NAME.bin`` and ``DIR/NAME.idx``), or a folder that holds exactly one such pair, is a store of
+another program and opens too. Any number of processes may write shards; one writes the manifest.
 
     with ShardWriter(folder, 0, vocab_size=32_000, eos_id=2) as writer:
         writer.add([5, 6, 7], DocumentRecord(id="..."))
@@ -35,6 +36,7 @@ from llmtrain.data.manifest import (
     read_manifest,
     write_manifest,
 )
+from llmtrain.data.roles import RoleArray, check_roles
 from llmtrain.data.shards import Shards
 from llmtrain.data.writer import ShardWriter
 from llmtrain.errors import DataError
@@ -178,8 +180,19 @@ class TokenStore:
         pieces = [self.shards[number].tokens(low, high) for number, low, high in parts]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
+    @property
+    def has_roles(self) -> bool:
+        """Whether any of its tokens have roles (``llmtrain.data.roles``)."""
+        return any(m.manifest is not None and m.manifest.has_roles for m in self.members)
+
+    def roles(self, start: int, end: int) -> RoleArray:
+        """Return the roles of the tokens [start, end), ANSWER where a member has none."""
+        parts = self._parts(start, end)
+        pieces = [self.shards[number].roles(low, high) for number, low, high in parts]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
     def fetch(self, starts: Int64Array, lengths: Int64Array) -> None:
-        """Have the tokens [starts[i], starts[i] + lengths[i]) of a remote store on this machine.
+        """Have the tokens [starts[i], starts[i] + lengths[i]) of a remote store, and their roles.
 
         What lies beyond the end of the store is left out. ``tokens`` does this itself; whoever
         reads ``shards[i].data`` asks first. Nothing happens where the store is no remote one.
@@ -189,11 +202,13 @@ class TokenStore:
         from llmtrain.data.remote import fetch_all
 
         ends = np.minimum(starts + lengths, self.num_tokens)
-        spans = [
-            (self.shards[number].bin_file, *self.shards[number].byte_span(low, high))
+        parts = [
+            (self.shards[number], low, high)
             for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
             for number, low, high in self._parts(start, end)
         ]
+        spans = [(shard.bin_file, *shard.byte_span(low, high)) for shard, low, high in parts]
+        spans += [(shard.roles_file, low, high) for shard, low, high in parts if shard.roles_file]
         fetch_all(spans)
 
     def boundaries(self, starts: Int64Array, length: int) -> tuple[Int64Array, Int64Array]:
@@ -334,7 +349,7 @@ def open_sources(
 
 
 def verify(path: Path | str) -> TokenStore:
-    """Read every byte of a store: digests, indices, vocabulary and records; return the open store.
+    """Read every byte of a store: digests, indices, roles and records; return the open store.
 
     Raises:
         DataError: names every file that differs from the manifest.
@@ -357,6 +372,9 @@ def verify(path: Path | str) -> TokenStore:
             counts = read_counts(store.records_path(number))
             if not np.array_equal(counts, shard.sequence_lengths()):
                 problems.append(f"{info.name}.docs.parquet and {info.name}.idx disagree on lengths")
+            if shard.roles_file is not None:
+                lengths = shard.sequence_lengths().astype(np.int64)
+                check_roles(shard.roles(0, shard.num_tokens), lengths, shard.roles_file.name)
     if problems:
         raise DataError("\n".join(problems))
     return store

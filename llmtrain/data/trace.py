@@ -17,13 +17,15 @@ import numpy as np
 from llmtrain.data.indexed import Int64Array
 from llmtrain.data.order import Pieces
 from llmtrain.data.plan import BatchPlan
+from llmtrain.data.roles import second_starts
 from llmtrain.data.store import TokenStore
 
 
 class Stretch(NamedTuple):
     """Tokens of one document that stand together in one row of a step, as inputs.
 
-    The target of each is the next token of the document; none where the document ends.
+    The target of each is the next token of the document; none where the document ends. Of a
+    document that holds a pair each text is a stretch of its own.
     """
 
     step: int
@@ -108,8 +110,10 @@ def sightings(plan: BatchPlan, source: int, document: int, before_step: int) -> 
             shape = rows_of(plan, seen.step)
             place = (seen.step, source, seen.epoch, window, document)
             for _, offset, low, length in zip(*(a.tolist() for a in pieces[:4]), strict=True):
-                tokens = (low - start, low - start + length)
-                found += _by_row(shape, seen.unit, offset, tokens, place)
+                edges = [low, *_seconds(order.store, low, length), low + length]
+                for begin, end_ in pairwise(edges):
+                    tokens = (begin - start, end_ - start)
+                    found += _by_row(shape, seen.unit, offset + begin - low, tokens, place)
     return sorted(found)
 
 
@@ -122,11 +126,18 @@ def _by_document(
         begins = store.document_boundaries(start, start + length).tolist()
         begins = [b for b in begins if b > start]
         first = store.document_span(document)[0]
-        edges = [start, *begins, start + length]
+        edges = sorted([start, *begins, *_seconds(store, start, length), start + length])
         for low, high in pairwise(edges):
-            if low > start:
+            if low in begins:
                 document, first = document + 1, low
             yield row, offset + low - start, (low - first, high - first), document
+
+
+def _seconds(store: TokenStore, start: int, length: int) -> list[int]:
+    """Return where second texts of pairs begin among some tokens."""
+    if not store.has_roles:
+        return []
+    return [start + at for at in second_starts(store.roles(start, start + length)).tolist()]
 
 
 def _by_row(

@@ -1,4 +1,4 @@
-"""Writing one shard of a token store: tokens, index and the origin of every document.
+"""Writing one shard of a token store: tokens, index, roles and the origin of every document.
 
 A shard is written under names no reader looks for and renamed when all its documents are in. Any
 number of processes may write shards of one store, each its own numbers; writing one twice gives the
@@ -21,6 +21,7 @@ from llmtrain.data.files import LocalFile
 from llmtrain.data.indexed import Int64Array, TokenArray, ends_digest, token_dtype, write_index
 from llmtrain.data.lineage import DocumentRecord, RecordWriter
 from llmtrain.data.manifest import ShardInfo, file_sha256, sync
+from llmtrain.data.roles import ENDING, RoleArray, check_roles
 from llmtrain.errors import DataError
 
 
@@ -45,12 +46,14 @@ class ShardWriter:
         self._vocab_size, self._eos_id = vocab_size, eos_id
         self._sizes = array("q")
         suffix = f".{secrets.token_hex(6)}.tmp"
-        names = {end: f"{self.name}.{end}" for end in ("bin", "idx", "docs.parquet")}
+        names = {end: f"{self.name}.{end}" for end in ("bin", "idx", ENDING, "docs.parquet")}
         self._final = {end: self._directory / name for end, name in names.items()}
         self._temporary = {
             end: path.with_name(path.name + suffix) for end, path in self._final.items()
         }
         self._file = self._temporary["bin"].open("wb")
+        self._roles = self._temporary[ENDING].open("wb")
+        self._num_roles = 0
         self._records = RecordWriter(self._temporary["docs.parquet"])
         self._info: ShardInfo | None = None
 
@@ -61,11 +64,19 @@ class ShardWriter:
             raise DataError(f"shard {self.name} is still open; close it before asking for its info")
         return self._info
 
-    def add(self, tokens: Sequence[int] | Int64Array, record: DocumentRecord) -> None:
+    def add(
+        self,
+        tokens: Sequence[int] | Int64Array,
+        record: DocumentRecord,
+        roles: Sequence[int] | RoleArray | None = None,
+    ) -> None:
         """Append a document; EOS is added here, ``record.num_tokens`` is set here.
 
+        ``roles`` are those of ``tokens`` and of the EOS behind them: one more than ``tokens``.
+
         Raises:
-            DataError: there are no tokens, or one lies outside the vocabulary.
+            DataError: there are no tokens, one lies outside the vocabulary, or ``roles`` are none,
+                or some documents have roles and others not.
         """
         values = np.empty(len(tokens) + 1, dtype=np.int64)
         values[:-1] = tokens
@@ -74,18 +85,29 @@ class ShardWriter:
             raise self._empty(record.id)
         if values.min() < 0 or values.max() >= self._vocab_size:
             raise self._outside(record.id, int(values.max()))
+        if roles is not None:
+            roles = np.asarray(roles, dtype=np.uint8)
+            self._add_roles(roles, np.array([len(values)]), record.id)
         self._file.write(values.astype(self.dtype).tobytes())
         self._sizes.append(len(values))
         self._records.add(record, len(values))
 
-    def add_batch(self, tokens: TokenArray, offsets: Int64Array, records: Any) -> None:
+    def add_batch(
+        self,
+        tokens: TokenArray,
+        offsets: Int64Array,
+        records: Any,
+        roles: RoleArray | None = None,
+    ) -> None:
         """Append documents: document i has ``tokens[offsets[i] : offsets[i + 1]]``; EOS is added.
 
-        ``records`` is an Arrow table of ``lineage.schema()`` without ``num_tokens``, a row each.
+        ``records`` is an Arrow table of ``lineage.schema()`` without ``num_tokens``, a row each;
+        ``roles`` are those of these documents one behind the other, each with that of its EOS.
         The bytes are those of one ``add`` per document.
 
         Raises:
-            DataError: a document has no tokens, or one lies outside the vocabulary.
+            DataError: a document has no tokens, one lies outside the vocabulary, or ``roles`` are
+                none, or some documents have roles and others not.
         """
         import pyarrow as pa
 
@@ -98,6 +120,8 @@ class ShardWriter:
         if used.min() < 0 or used.max() >= self._vocab_size:
             document = int(np.searchsorted(offsets - offsets[0], used.argmax(), side="right")) - 1
             raise self._outside(records.column("id")[document].as_py(), int(used.max()))
+        if roles is not None:
+            self._add_roles(roles, lengths + 1, records.column("id")[0].as_py())
         values = np.full(len(used) + len(lengths), self._eos_id, dtype=self.dtype)
         ordinary = np.ones(len(values), dtype=bool)
         ordinary[np.cumsum(lengths + 1) - 1] = False
@@ -106,6 +130,11 @@ class ShardWriter:
         self._sizes.frombytes((lengths + 1).astype(np.int64).tobytes())
         counts = pa.array(lengths + 1, pa.int64())
         self._records.add_table(records.append_column("num_tokens", counts))
+
+    def _add_roles(self, roles: RoleArray, lengths: Int64Array, document: str) -> None:
+        check_roles(roles, lengths, f"document {document} of {self.name}")
+        self._roles.write(roles.tobytes())
+        self._num_roles += len(roles)
 
     def _empty(self, document: str) -> DataError:
         return DataError(f"document {document} of {self.name} is empty; drop it before tokenizing")
@@ -120,8 +149,10 @@ class ShardWriter:
         """Write the index, sync, rename and return what the manifest needs; nothing if empty."""
         if self._info is not None:
             return self._info
-        self._file.close()
-        self._records.close()
+        self._close_files()
+        if not self._num_roles:
+            self._temporary.pop(ENDING).unlink()
+            self._final.pop(ENDING)
         if not self._sizes:
             self._discard()
             self._info = ShardInfo(
@@ -129,6 +160,12 @@ class ShardWriter:
             )
             return self._info
         sizes = np.frombuffer(self._sizes, dtype=np.int64)
+        if self._num_roles not in (0, sizes.sum()):
+            self._discard()
+            raise DataError(
+                f"{self.name} has roles for {self._num_roles:,} of its {sizes.sum():,} tokens; "
+                "give roles with every document or with none"
+            )
         write_index(self._temporary["idx"], self.dtype, sizes)
         for end, path in self._temporary.items():
             sync(path)
@@ -143,10 +180,15 @@ class ShardWriter:
             ends={
                 end: ends_digest(LocalFile(str(path), path.stat().st_size))
                 for end, path in self._final.items()
-                if end in ("bin", "idx")
+                if end in ("bin", "idx", ENDING)
             },
         )
         return self._info
+
+    def _close_files(self) -> None:
+        self._file.close()
+        self._roles.close()
+        self._records.close()
 
     def _discard(self) -> None:
         for path in self._temporary.values():
@@ -164,6 +206,5 @@ class ShardWriter:
         if kind is None:
             self.close()
         elif self._info is None:
-            self._file.close()
-            self._records.close()
+            self._close_files()
             self._discard()

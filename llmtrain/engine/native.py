@@ -8,7 +8,9 @@ whose loss or gradient norm is not finite or beyond its limits changes nothing.
     result = engine.train_step(batch, lr=3e-4, limits=no_limits(world.device))
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -32,10 +34,27 @@ from llmtrain.engine.step import (
 )
 from llmtrain.errors import ConfigError
 from llmtrain.hang.heartbeat import Phase
-from llmtrain.parallel.local import LocalModel
+from llmtrain.parallel.local import LocalModel, OwnedParameter
 from llmtrain.parallel.matrices import matrix_map
 from llmtrain.parallel.scopes import OPTIMIZER, scope
 from llmtrain.parallel.stage import StageModule
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """Which of a list of parameters this rank counts, and where their norms go."""
+
+    places: list[int]
+    """Places in the list."""
+    rows: Tensor
+    """Rows of the table, int64 on the device."""
+
+    @classmethod
+    def of(cls, owned: Sequence[OwnedParameter], device: torch.device) -> Self:
+        """Find those of which this rank is the first holder."""
+        places = [place for place, one in enumerate(owned) if one.counted]
+        rows = [owned[place].index for place in places]
+        return cls(places, torch.tensor(rows, dtype=torch.int64, device=device))
 
 
 class NativeEngine:
@@ -64,9 +83,9 @@ class NativeEngine:
             regions = [o.region for o in local.parameters]
             self._optimizer = optimizer_factory(named, matrices, regions)
             make_optimizer_state(local, self._optimizer)
-        self._counted = [i for i, o in enumerate(local.parameters) if o.counted]
-        rows = [local.parameters[i].index for i in self._counted]
-        self._rows = torch.tensor(rows, dtype=torch.int64, device=self._world.device)
+        self._trained = _Counted.of(local.parameters, self._world.device)
+        self._plain = [owned for owned in local.owned if owned.packed is None]
+        self._all = _Counted.of(self._plain, self._world.device)
         self._rank_sums = RankSums(local.world, local.loss_rank)
         self._divisor = torch.ones((), device=self._world.device)
         self._before_update: Callable[[], None] = lambda: None
@@ -80,7 +99,7 @@ class NativeEngine:
         mine = self._local.run(batch, scale=1.0 / weight, training=True)
         self._world.beat.at(Phase.OPTIMIZER)
         gradients = self._local.reduce_gradients()
-        squares, sums = self._rank_sums.add(self._squares(gradients), mine)
+        squares, sums = self._rank_sums.add(self._squares(gradients, self._trained), mine)
         grad_norm = squares.sum().sqrt()
         applied = within(sums["loss_sum"] / weight, grad_norm, limits)
         self._update(gradients, lr, grad_norm, applied)
@@ -107,7 +126,7 @@ class NativeEngine:
         self._world.beat.at(Phase.EVALUATE)
         weight = count_targets(batch, self._world)
         mine = self._local.run(batch, scale=None, training=False)
-        _, sums = self._rank_sums.add(self._squares([]), mine)
+        _, sums = self._rank_sums.add(self._squares([], self._trained), mine)
         self._world.beat.at(Phase.OBSERVE)
         zero = torch.zeros((), dtype=torch.float64, device=self._world.device)
         return step_result(sums, weight, zero, zero.bool(), self._dtype)
@@ -128,13 +147,17 @@ class NativeEngine:
 
     def weight_squares(self) -> Tensor:
         """Squared norms of this rank's part of the parameters by row of the table, float64."""
-        return self._squares([owned.local.detach() for owned in self._local.parameters])
+        squares = self._squares([owned.local.detach() for owned in self._plain], self._all)
+        for owned in self._local.owned:
+            if owned.packed is not None and owned.counted:
+                squares[owned.index] = owned.values().norm().to(squares).square()
+        return squares
 
     def stages(self) -> tuple[StageModule, ...]:
         """Stages of this rank, in the order of the model."""
         return self._local.modules
 
-    def _squares(self, values: list[Tensor]) -> Tensor:
+    def _squares(self, values: list[Tensor], counted: "_Counted") -> Tensor:
         """Squared norms by row of the table, float64; of equal regions the first holder's alone.
 
         In the order of the table, so that layouts agree on the norm.
@@ -142,10 +165,10 @@ class NativeEngine:
         squares = torch.zeros(
             len(self._local.table), dtype=torch.float64, device=self._world.device
         )
-        if values and self._counted:
-            counted = [values[i] for i in self._counted]
-            norms = torch.stack(torch._foreach_norm(counted, dtype=self._dtype))
-            squares[self._rows] = norms.to(squares).square()
+        if values and counted.places:
+            first = [values[i] for i in counted.places]
+            norms = torch.stack(torch._foreach_norm(first, dtype=self._dtype))
+            squares[counted.rows] = norms.to(squares).square()
         return squares
 
     def gradients(self) -> dict[str, Tensor]:
@@ -159,23 +182,31 @@ class NativeEngine:
                 "optimizer.in_backward=true frees every gradient once it is used, and gradients "
                 "of a step were asked for; use optimizer.in_backward=false"
             )
-        whole = self._gather([owned.local_gradient() for owned in self._local.parameters])
+        trained = self._local.parameters
+        whole = self._gather(trained, [owned.local_gradient() for owned in trained])
         divisor = self._divisor.cpu()
         return {name: gradient * divisor.to(gradient.dtype) for name, gradient in whole.items()}
 
     def full_parameters(self) -> dict[str, Tensor]:
         """Full logical parameters by global name, on CPU, on every rank; collective."""
-        return self._gather([owned.local.detach() for owned in self._local.parameters])
+        owned = self._local.owned
+        return self._gather(owned, [one.values() for one in owned])
 
-    def _gather(self, values: list[Tensor]) -> dict[str, Tensor]:
-        """Put the regions of all ranks together, on the CPU of every rank."""
+    def _gather(self, holders: Sequence[OwnedParameter], values: list[Tensor]) -> dict[str, Tensor]:
+        """Put the regions of all ranks together, on the CPU of every rank.
+
+        Of parameters that are not trained only where ``holders`` has them.
+        """
+        frozen = any(not owned.info.trainable for owned in holders)
         mine = {
             owned.index: (owned.region, value)
-            for owned, value in zip(self._local.parameters, values, strict=True)
+            for owned, value in zip(holders, values, strict=True)
             if owned.counted
         }
         whole: dict[str, Tensor] = {}
         for index, info in enumerate(self._local.table):
+            if not (info.trainable or frozen):
+                continue
             tensor = torch.zeros(info.shape, dtype=self._dtype, device=self._world.device)
             if index in mine:
                 region, value = mine[index]

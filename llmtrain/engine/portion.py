@@ -7,7 +7,7 @@ loads into them reaches the engine. Holders of equal chunks write one of them; e
     dcp.save(state, checkpoint_id=folder)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
-from llmtrain.parallel.region import Region, sizes
+from llmtrain.ops.nf4 import PackedMatrix
+from llmtrain.parallel.region import Region, sizes, whole
 
 Chunk = tuple[Region, Tensor]
 """Where a rectangle lies in the whole, and the view of the engine's storage that holds it."""
@@ -95,9 +96,44 @@ class Portion(Tensor):
         raise ValueError(f"{index.fqn} holds no chunk at {index.offset}")
 
 
+class PackedPortion(Portion):
+    """A logical tensor whose values are packed: they are expanded where they are asked for.
+
+    Nothing loaded into what it gives reaches the engine: loaders ask for ``opened`` first.
+    """
+
+    packed: PackedMatrix
+    """Holds the values, all of them here."""
+
+    @staticmethod
+    def __new__(cls, packed: PackedMatrix) -> "PackedPortion":
+        """Stand for ``packed`` in fp32."""
+        like = packed.factors
+        wrapper: PackedPortion = Tensor._make_wrapper_subclass(
+            cls, packed.shape, dtype=torch.float32, device=like.device
+        )
+        wrapper.packed, wrapper.chunks = packed, ((whole(packed.shape), like),)
+        return wrapper
+
+    def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
+        """Expand the values, for torch's planner."""
+        return self.packed.values()
+
+
+def opened(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put room in host memory in the place of packed tensors, for loading into."""
+    return {
+        name: torch.zeros(value.shape) if isinstance(value, PackedPortion) else value
+        for name, value in state.items()
+    }
+
+
 def take(portion: Tensor, value: Tensor) -> None:
     """Fill a portion (or a plain tensor) from a whole tensor or from the same chunks."""
-    if not isinstance(portion, Portion):
+    if isinstance(portion, PackedPortion):
+        if not isinstance(value, PackedPortion):
+            portion.packed.store(value)
+    elif not isinstance(portion, Portion):
         portion.copy_(value)
     elif isinstance(value, Portion):
         for (_, view), (_, source) in zip(portion.chunks, value.chunks, strict=True):

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from llmtrain.engine.portion import Portion, take
+from llmtrain.engine.portion import PackedPortion, Portion, take
 from llmtrain.errors import CheckpointError
 from llmtrain.parallel.local import LocalModel, OwnedParameter
 
@@ -66,6 +66,9 @@ def state_dict(local: LocalModel, optimizer: torch.optim.Optimizer) -> dict[str,
     """Name every tensor this rank owns; see the schema above."""
     state: dict[str, Tensor] = {}
     for owned in _originals(local):
+        if owned.packed is not None:
+            state[f"model.{owned.info.name}"] = PackedPortion(owned.packed)
+            continue
         for name, value in _tensors(optimizer, owned):
             dtype = torch.promote_types(value.dtype, torch.float32)
             chunks = [(owned.region, value)]
@@ -125,6 +128,8 @@ def _tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """List a parameter and the optimizer's tensors of its shape, by their names in the schema."""
     yield f"model.{owned.info.name}", owned.local.detach()
+    if not owned.info.trainable:
+        return
     for key, value in optimizer.state[owned.local].items():
         if key != STEP:
             yield f"optim.{owned.info.name}.{key}", value
@@ -132,11 +137,11 @@ def _tensors(
 
 def _originals(local: LocalModel) -> list[OwnedParameter]:
     """List what this rank owns, a tied copy only where the embedding is on another rank."""
-    kept = {owned.index: owned for owned in reversed(local.parameters)}
+    kept = {owned.index: owned for owned in reversed(local.owned)}
     return [kept[index] for index in sorted(kept)]
 
 
 def _copies(local: LocalModel) -> list[tuple[OwnedParameter, OwnedParameter]]:
     """Pair tied copies with the embedding where both are on this rank."""
-    originals = {owned.index: owned for owned in local.parameters if not owned.copy}
-    return [(o, originals[o.index]) for o in local.parameters if o.copy and o.index in originals]
+    originals = {owned.index: owned for owned in local.owned if not owned.copy}
+    return [(o, originals[o.index]) for o in local.owned if o.copy and o.index in originals]

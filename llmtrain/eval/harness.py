@@ -12,9 +12,10 @@ import importlib.util
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from llmtrain import json_lines
@@ -28,8 +29,8 @@ from llmtrain.train.tracker import wandb_sink
 logger = logging.getLogger(__name__)
 
 INSTALL = "pip install 'lm-eval>=0.4.13'"
-RESULTS = "harness.json"
-SAMPLES = "harness_samples.jsonl"
+RECORD = "harness"
+"""Results are in ``harness.json`` of the run, samples in ``harness_samples.jsonl``."""
 _KEPT = ("results", "groups", "n-shot", "versions", "higher_is_better", "n-samples")
 
 
@@ -39,24 +40,34 @@ def main(config: EvalConfig) -> int:
     Raises:
         ConfigError: lm_eval is not installed, or knows no such task.
     """
-    if importlib.util.find_spec("lm_eval") is None:
-        raise ConfigError(
-            f"tasks={list(config.tasks)} needs lm-evaluation-harness, which is not installed; "
-            f"run {INSTALL}"
-        )
+    require_harness(config.tasks)
     with opened_run(config.run, config.step, config.parallel.tp) as run:
-        found = run_tasks(config, run)
+        found = run_tasks(config, run, find_tasks(config))
         if run.rank == 0 and found is not None:
             _keep(config, run, found)
             sys.stdout.write(table(found["results"], found["n-shot"]))
     return 0
 
 
-def run_tasks(config: EvalConfig, run: TrainedRun) -> dict[str, Any] | None:
-    """Evaluate on every rank that shares the model; returns the results where the harness does.
+def require_harness(tasks: Sequence[str]) -> None:
+    """Refuse tasks where the harness is not installed.
 
     Raises:
-        ConfigError: there is no such task.
+        ConfigError: it is not.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ConfigError(
+            f"tasks={list(tasks)} needs lm-evaluation-harness, which is not installed; "
+            f"run {INSTALL}"
+        )
+
+
+def run_tasks(config: EvalConfig, run: TrainedRun, manager: Any) -> dict[str, Any] | None:
+    """Evaluate on every rank that shares the model; returns the results where the harness does.
+
+    ``manager`` is what ``find_tasks`` found.
+
+    Raises:
         DataError: the data of a task cannot be had.
     """
     import lm_eval
@@ -64,7 +75,6 @@ def run_tasks(config: EvalConfig, run: TrainedRun) -> dict[str, Any] | None:
     from llmtrain.eval.harness_model import HarnessModel
 
     settings = config.harness
-    manager = _tasks(config)
     try:
         found: dict[str, Any] | None = lm_eval.simple_evaluate(
             model=HarnessModel(run, settings), tasks=list(config.tasks), task_manager=manager,
@@ -83,8 +93,12 @@ def run_tasks(config: EvalConfig, run: TrainedRun) -> dict[str, Any] | None:
     return found
 
 
-def _tasks(config: EvalConfig) -> Any:
-    """Find the tasks; those of a folder come before the harness's own."""
+def find_tasks(config: EvalConfig) -> Any:
+    """Find the tasks; those of a folder come before the harness's own.
+
+    Raises:
+        ConfigError: there is no such task.
+    """
     from lm_eval.tasks import TaskManager
 
     folder = config.harness.include_path
@@ -103,17 +117,22 @@ def _tasks(config: EvalConfig) -> Any:
     return manager
 
 
-def _keep(config: EvalConfig, run: TrainedRun, found: Mapping[str, Any]) -> None:
-    """Write results and samples into the run folder, and numbers to W&B."""
+def keep_record(path: Path, config: EvalConfig, step: int, found: Mapping[str, Any]) -> None:
+    """Write results to ``path``.json, and samples that were asked for to ``path``_samples.jsonl."""
     record = {
-        "step": run.step, "lm_eval": version("lm_eval"), "settings": to_plain(config.harness),
+        "step": step, "lm_eval": version("lm_eval"), "settings": to_plain(config.harness),
         **{name: found[name] for name in _KEPT if name in found},
     }  # fmt: skip
-    write_json(run.directory.path / RESULTS, _plain(record))
+    write_json(path.with_name(f"{path.name}.json"), _plain(record))
     if config.harness.log_samples:
         rows = ({"task": task, **row} for task, each in found["samples"].items() for row in each)
         lines = "".join(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows)
-        (run.directory.path / SAMPLES).write_text(lines, encoding="utf-8")
+        path.with_name(f"{path.name}_samples.jsonl").write_text(lines, encoding="utf-8")
+
+
+def _keep(config: EvalConfig, run: TrainedRun, found: Mapping[str, Any]) -> None:
+    """Write results and samples into the run folder, and numbers to W&B."""
+    keep_record(run.directory.path / RECORD, config, run.step, found)
     with wandb_sink(run.config.monitor, run.directory, to_plain(run.config)) as tracker:
         if tracker is not None:
             tracker.catch_up(json_lines.read(run.directory.metrics_jsonl))

@@ -109,8 +109,10 @@ class Supervisor:
             self._nodes.decide(folder, ends)
         self._keep(folder, beats, sights)
         if ends:
-            report.write_status(self._job, min(sight.step for sight in sights) - 1)
+            step = min(sight.step for sight in sights) - 1
+            report.write_status(self._job, step)  # there when whoever started them sees them end
             _end(beats)
+            report.write_status(self._job, step)  # in place of what rank 0 wrote in between
         return ends
 
     def _follow(self, nodes: Nodes, beats: list[Beat], sights: list[Sight]) -> bool:

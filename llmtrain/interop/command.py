@@ -7,13 +7,16 @@ place in our configuration (ids of special tokens, settings of generation, rows 
 travels in the checkpoints, so that the export of any descendant has it again.
 
     llmtrain import from=Qwen2.5-0.5B run=runs/qwen
+    llmtrain import from=Qwen2.5-0.5B run=runs/mine tokenizer=tokenizer    # a new vocabulary
     llmtrain train --config-dir runs/qwen/conf experiment=imported data.sources.mine=stores/mine ...
     llmtrain export run=runs/more to=qwen-more
+    llmtrain export run=runs/lora to=qwen-lora adapter=true base=Qwen2.5-0.5B    # for PEFT
 """
 
 import logging
 import math
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -30,7 +33,8 @@ from llmtrain.config.model import ModelConfig
 from llmtrain.config.run import RunConfig
 from llmtrain.config.training import TrainingConfig
 from llmtrain.errors import CheckpointError, ConfigError
-from llmtrain.interop.families import KEPT, choose_family
+from llmtrain.interop.adapters import open_adapter, write_adapter
+from llmtrain.interop.families import KEPT, SPECIAL_IDS, choose_family
 from llmtrain.interop.huggingface import (
     GENERATION,
     HuggingFaceFolder,
@@ -39,9 +43,11 @@ from llmtrain.interop.huggingface import (
     write_json,
     write_model,
 )
-from llmtrain.interop.layout import layout_of
+from llmtrain.interop.layout import EMBEDDING, HEAD, layout_of
 from llmtrain.interop.safetensors import read_json
-from llmtrain.interop.tokenizer_files import bring_in, take_out
+from llmtrain.interop.tokenizer_files import bring_in, take_out, tokenizer_in
+from llmtrain.interop.vocabulary import NewVocabulary, new_vocabulary
+from llmtrain.tokenizer.files import JSON_FILE, MODEL_FILE
 from llmtrain.tokenizer.tokenizer import load as load_tokenizer
 from llmtrain.train.rundir import RunDirectory
 from llmtrain.train.start import ORIGIN, check_weights
@@ -55,28 +61,31 @@ DTYPES: Mapping[str, torch.dtype | None] = {
     "fp64": torch.float64,
 }  # fmt: skip
 _USUAL_LENGTH = 2048
+_IDS = re.compile(r"_token_id$|_ids$|suppress_tokens$")
+"""Settings of generation that name ids."""
 
 
 def import_main(config: ImportConfig) -> int:
     """Make a run folder from a Hugging Face folder."""
     source, run = Path(config.from_), Path(os.path.abspath(config.run))
     folder = open_folder(source)
-    multiple = config.vocab_multiple
-    rows = -(-folder.model.vocab_size // multiple) * multiple
+    surgery = _surgery(config, folder)
+    ids = folder.model.vocab_size if surgery is None else len(surgery.sources)
+    rows = -(-ids // config.vocab_multiple) * config.vocab_multiple
     model = replace(folder.model, vocab_size=rows)
+    adapter = config.adapter and open_adapter(Path(config.adapter), model, folder.family)
     with made_whole(run) as aside:
-        tokenizer = bring_in(source, aside / "tokenizer")
+        tokenizer = bring_in(Path(config.tokenizer or source), aside / "tokenizer")
         path = None if tokenizer is None else str(run / tokenizer.relative_to(aside))
         if tokenizer is None:
             logger.warning("%s has no tokenizer; set tokenizer.path in what trains on it", source)
         else:
             _check_rows(load_tokenizer(tokenizer).vocab_size, model.vocab_size, str(source))
-        origin = {
-            "config": dict(folder.fields),
-            "generation_config": _generation_config(source),
-            "vocab_size": folder.model.vocab_size, "padded_to": rows,
-        }  # fmt: skip
-        weights = _new_weights(folder, model, DTYPES[config.dtype])
+        origin = {**_kept_fields(source, folder, surgery), "vocab_size": ids, "padded_to": rows}
+        weights = _new_weights(folder, model, DTYPES[config.dtype], surgery)
+        if adapter:
+            weights += adapter.weights(DTYPES[config.dtype])
+            model = adapter.model
         write_weights(RunDirectory(aside).checkpoints, weights, carried={ORIGIN: origin})
         _write_configs(aside, run, model, path)
         RunDirectory(aside).record(name=run.name, created=time.time(), **{ORIGIN: origin})
@@ -98,21 +107,59 @@ def _check_rows(needed: int, rows: int, where: str) -> None:
         )
 
 
-def _generation_config(source: Path) -> dict[str, Any] | None:
-    path = source / GENERATION
-    return read_json(path) if path.is_file() else None
+def _surgery(config: ImportConfig, folder: HuggingFaceFolder) -> NewVocabulary | None:
+    """Match the new tokenizer with that of the folder, where one is asked for."""
+    if config.tokenizer is None:
+        return None
+    own, new = tokenizer_in(Path(config.from_)), Path(config.tokenizer)
+    if not any((new / name).is_file() for name in (MODEL_FILE, JSON_FILE)):
+        raise ConfigError(
+            f"tokenizer={new} holds no {MODEL_FILE} and no {JSON_FILE}; give a folder with one of "
+            "them"
+        )
+    if own is None:
+        raise ConfigError(
+            f"{config.from_} has no tokenizer, so nothing tells which token a row of its embedding "
+            f"stands for; put its tokenizer there before tokenizer={config.tokenizer}"
+        )
+    _check_rows(load_tokenizer(own).vocab_size, folder.model.vocab_size, config.from_)
+    surgery = new_vocabulary(own, tokenizer_in(new) or new)
+    logger.info(
+        "%s: %d of its %d tokens keep their rows, the others are means of their pieces",
+        new, surgery.num_kept, len(surgery.sources),
+    )  # fmt: skip
+    return surgery
+
+
+def _kept_fields(
+    source: Path, folder: HuggingFaceFolder, surgery: NewVocabulary | None
+) -> dict[str, Any]:
+    """What exports give back of the two configs; not the ids of a tokenizer that is replaced."""
+    path, fields = source / GENERATION, dict(folder.fields)
+    generation = read_json(path) if path.is_file() else None
+    if surgery is not None:
+        eos = {"eos_token_id": surgery.eos_id}
+        fields = {k: v for k, v in fields.items() if k not in SPECIAL_IDS} | eos
+        if generation is not None:
+            generation = {k: v for k, v in generation.items() if not _IDS.search(k)} | eos
+    return {"config": fields, "generation_config": generation}
 
 
 def _new_weights(
-    folder: HuggingFaceFolder, model: ModelConfig, dtype: torch.dtype | None
+    folder: HuggingFaceFolder,
+    model: ModelConfig,
+    dtype: torch.dtype | None,
+    surgery: NewVocabulary | None,
 ) -> list[NewWeight]:
     """List the parameters of ``model``, made of the folder's tensors as they are written."""
     weights = []
     for name, place in layout_of(model, folder.family, folder.model.vocab_size).items():
         kept = dtype or folder.tensors.tensors[place.name].dtype
+        rows = partial(folder.rows, place, dtype=kept)
+        if surgery is not None and name in (EMBEDDING, HEAD):
+            rows = partial(surgery.rows, folder.tensors, place, kept)
         weights.append(NewWeight(
-            name=name, shape=place.shape, dtype=kept, whole=place.order is not None,
-            rows=partial(folder.rows, place, dtype=kept),
+            name=name, shape=place.shape, dtype=kept, whole=place.order is not None, rows=rows,
         ))  # fmt: skip
     return weights
 
@@ -143,7 +190,7 @@ def _write_configs(aside: Path, run: Path, model: ModelConfig, tokenizer: str | 
 
 
 def export_main(config: ExportConfig) -> int:
-    """Write a checkpoint as a Hugging Face folder."""
+    """Write a checkpoint as a Hugging Face folder, or its adapter as a PEFT folder."""
     found = find_run(config.run, config.step)
     model, path = found.config.model, found.checkpoint.path
     stored = StoredWeights(path)
@@ -153,6 +200,13 @@ def export_main(config: ExportConfig) -> int:
     family = choose_family(model, fields.get("model_type"))
     rows = _rows_to_keep(config, model, origin)
     to = Path(config.to)
+    if config.adapter:
+        with made_whole(to) as folder:
+            write_adapter(
+                stored, model, family, folder, dtype=DTYPES[config.dtype], base=config.base
+            )
+        logger.info("%s is the adapter of step %d of %s", to, found.checkpoint.step, config.run)
+        return 0
     with made_whole(to) as folder:
         ids = _take_tokenizer(found, config, folder, rows)
         kept = {**ids, **{name: fields[name] for name in KEPT if name in fields}}

@@ -15,9 +15,9 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from llmtrain.config.model import ModelConfig
 from llmtrain.errors import CheckpointError, ConfigError
 from llmtrain.interop.families import Family, choose_family, read_config, write_config
 from llmtrain.interop.layout import EMBEDDING, Place, check_tensors, layout_of, shapes_there
+from llmtrain.interop.merged import Merged, Source
 from llmtrain.interop.safetensors import TensorFolder, read_json
 from llmtrain.interop.shards import ShardWriter
 from llmtrain.model.cache import KeyValueCache
@@ -59,19 +60,6 @@ class CausalModel(Transformer):
             return super().forward(x, positions, document_ids, cache, extent)
         positions = torch.arange(x.shape[1], device=x.device).expand_as(x)
         return self.logits(super().forward(x, positions))
-
-
-class Source(Protocol):
-    """Where an export takes weights from: a checkpoint, or a model in memory."""
-
-    @property
-    def dtypes(self) -> Mapping[str, torch.dtype]:
-        """Type of every parameter."""
-        ...
-
-    def pieces(self, name: str) -> Iterator[tuple[tuple[int, ...], Tensor]]:
-        """Yield rectangles of a parameter, with the place of their first element."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,10 +137,11 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32) -> CausalMo
     return model.eval()
 
 
-class _InMemory:
+class InMemory:
     """The parameters of a whole model as a source."""
 
     def __init__(self, model: Transformer) -> None:
+        """Take the parameters of ``model``."""
         self._parameters = {name: p.detach() for name, p in model.named_parameters()}
         self.dtypes = {name: p.dtype for name, p in self._parameters.items()}
 
@@ -176,7 +165,7 @@ def save_model(
     family = choose_family(model.config)
     with made_whole(Path(path)) as folder:
         write_model(
-            _InMemory(model), model.config, family, folder, dtype=dtype,
+            InMemory(model), model.config, family, folder, dtype=dtype,
             max_shard_bytes=max_shard_bytes, vocab_size=model.config.vocab_size,
         )  # fmt: skip
 
@@ -194,8 +183,11 @@ def write_model(
 ) -> None:
     """Write ``config.json`` and the weights into ``folder``, the first ``vocab_size`` rows.
 
-    ``kept`` are further fields of the config. Raises CheckpointError where the source has holes.
+    An adapter is merged into its matrices. ``kept`` are further fields of the config. Raises
+    CheckpointError where the source has holes.
     """
+    if model.adapter is not None:
+        source, model = Merged(source, model.adapter), replace(model, adapter=None)
     places = layout_of(model, family, vocab_size)
     own = {place.name: source.dtypes[name] for name, place in places.items()}
     layouts = {name: (dtype or own[name], shape) for name, shape in shapes_there(places).items()}

@@ -57,16 +57,16 @@ class StoredTensor:
 class TensorFolder:
     """The tensors of one ``model.safetensors``, or of the shards that an index names."""
 
-    def __init__(self, folder: Path) -> None:
-        """Read the headers of all files.
+    def __init__(self, folder: Path, single: str = SINGLE) -> None:
+        """Read the headers of all files; ``single`` is the one file where there is no index.
 
         Raises:
             CheckpointError: a file is missing or cut short, or index and files differ.
         """
         self.folder = folder
         self.tensors: dict[str, StoredTensor] = {}
-        index = _read_index(folder)
-        for name in sorted(set(index.values())) if index else [SINGLE]:
+        index = _read_index(folder, single)
+        for name in sorted(set(index.values())) if index else [single]:
             for tensor, stored in _read_header(folder / name).items():
                 if tensor in self.tensors:
                     raise CheckpointError(
@@ -105,22 +105,22 @@ class TensorFolder:
         return torch.frombuffer(buffer, dtype=stored.dtype).view(stop - start, *stored.shape[1:])
 
 
-def _read_index(folder: Path) -> dict[str, str]:
+def _read_index(folder: Path, single: str) -> dict[str, str]:
     """File by tensor; empty where the folder holds one file and no index."""
     if not folder.is_dir():
         raise CheckpointError(
-            f"{folder} is no folder; give one with config.json and {SINGLE} or {INDEX}"
+            f"{folder} is no folder; give one with config.json and {single} or {INDEX}"
         )
     path = folder / INDEX
     if not path.is_file():
-        if (folder / SINGLE).is_file():
+        if (folder / single).is_file():
             return {}
         pickled = sorted(folder.glob("pytorch_model*.bin"))
         hint = (
             f"it holds {pickled[0].name}, a pickle: save it anew with safe_serialization=True"
             if pickled else "download the weights"
         )  # fmt: skip
-        raise CheckpointError(f"{folder} has neither {SINGLE} nor {INDEX}; {hint}")
+        raise CheckpointError(f"{folder} has neither {single} nor {INDEX}; {hint}")
     found = read_json(path).get("weight_map")
     if not isinstance(found, dict) or not found:
         raise CheckpointError(f"{path} has no weight_map; download it again")

@@ -43,15 +43,22 @@ def bring_in(source: Path, to: Path) -> Path | None:
 
     None where the folder has none. Raises DataError where it cannot be used.
     """
-    if tokenizers.find(source) is None:
+    if tokenizer_in(source) is None:
         return None
     to.mkdir(parents=True)
     _copy(source, to)
-    path = to
-    if (to / JSON_FILE).is_file() and not (to / META_FILE).is_file():
-        path = to / JSON_FILE
+    path = tokenizer_in(to) or to
     tokenizers.load(path)
     return path
+
+
+def tokenizer_in(folder: Path) -> Path | None:
+    """Return what of a Hugging Face folder is its tokenizer: the folder, or its tokenizer.json."""
+    if tokenizers.find(folder) is None:
+        return None
+    if (folder / JSON_FILE).is_file() and not (folder / META_FILE).is_file():
+        return folder / JSON_FILE
+    return folder
 
 
 def take_out(path: str, to: Path, chat_template: str | None) -> dict[str, int]:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llmtrain.config.launch import LaunchConfig, SlurmLaunch
+from llmtrain.config.launch import KubernetesLaunch, Launch, LaunchConfig, SlurmLaunch
 from llmtrain.config.load import config_hash, load
 from llmtrain.config.parallel import implied_world_size
 from llmtrain.config.run import RunConfig, broken_rules
@@ -111,6 +111,11 @@ def _job(
         name = f"{training.name or 'array'}-{config_hash(training)}"
     words = (*(f"--config-dir={folder}" for folder in config.config_dirs), *config.overrides,
              *entry)  # fmt: skip
+    grace_s = _grace_s(config.launch)
+    if grace_s and not any(word.lstrip("+").startswith("checkpoint.grace_s=") for word in words):
+        words = (*words, f"checkpoint.grace_s={grace_s}")
+        held = replace(training.checkpoint, grace_s=float(grace_s))
+        training = replace(training, checkpoint=held)
     if training.name != name:
         words = (*words, f"name={name}")
         training = replace(training, name=name)
@@ -123,11 +128,24 @@ def _job(
     )
 
 
+def _grace_s(launch: Launch) -> int:
+    """Seconds a run has after it is asked to stop; 0 where the launch does not say."""
+    if isinstance(launch, SlurmLaunch):
+        return launch.signal_s
+    return launch.grace_s if isinstance(launch, KubernetesLaunch) else 0
+
+
 def _problems(config: LaunchConfig, job: Job) -> list[str]:
     """What is wrong with a job: on other machines, what can be said without their disks."""
     if config.launch.kind in ("kubernetes", "skypilot"):
         return broken_rules(job.config, job.world_size)
-    return problems_here(job.config, job.world_size)
+    problems = problems_here(job.config, job.world_size)
+    launch = config.launch
+    if isinstance(launch, SlurmLaunch) and launch.min_nodes is not None:
+        for num_nodes in range(launch.min_nodes, len(job.ranks)):
+            broken = broken_rules(job.config, sum(job.ranks[:num_nodes]))
+            problems += [f"launch.min_nodes, on {num_nodes} nodes: {one}" for one in broken]
+    return problems
 
 
 def _gpus(config: LaunchConfig) -> int:

@@ -54,9 +54,9 @@ def _folder(jobs: Sequence[Job]) -> Path:
 def render(config: LaunchConfig, launch: SlurmLaunch, jobs: Sequence[Job], folder: Path) -> str:
     """The batch script."""
     first, groups = jobs[0], launch.groups
-    each = [_Step(i, group.num_nodes, group.ranks_per_node) for i, group in enumerate(groups)]
-    steps = each or [_Step(None, len(first.ranks), first.ranks[0])]
-    places = _places(config, jobs, f"{_srun(steps, 'look')} || exit 2")
+    each = [_Step(i, str(group.num_nodes), group.ranks_per_node) for i, group in enumerate(groups)]
+    steps = each or [_Step(None, _num_nodes(first, launch), first.ranks[0])]
+    places = _places(config, jobs, f"{_srun(steps, 'look')} || exit 2", _num_nodes(first, launch))
     values = {
         **places,
         "meeting": shell.fill(shell.template("meeting.sh", None), places).rstrip(),
@@ -74,15 +74,22 @@ def prologue(config: LaunchConfig, launch: SlurmLaunch, job: Job, refused: Path)
 
     Where a node is not ready, ``refused`` is written and the script ends with status 2.
     """
-    look = _srun([_Step(None, len(job.ranks), job.ranks[0])], "look")
-    places = _places(config, [job], f"{look} || {{ echo > {shlex.quote(str(refused))}; exit 2; }}")
+    num_nodes = _num_nodes(job, launch)
+    look = _srun([_Step(None, num_nodes, job.ranks[0])], "look")
+    refuse = f"{look} || {{ echo > {shlex.quote(str(refused))}; exit 2; }}"
+    places = _places(config, [job], refuse, num_nodes)
     return "\n".join([
         *launch.setup, places["environment"], f"python={places['python']}", places["tasks"],
         shell.fill(shell.template("meeting.sh", None), places), "export train",
     ])  # fmt: skip
 
 
-def _places(config: LaunchConfig, jobs: Sequence[Job], look: str) -> dict[str, str]:
+def _num_nodes(job: Job, launch: SlurmLaunch) -> str:
+    """How many nodes a start has; Slurm says so where it may be fewer than were asked for."""
+    return str(len(job.ranks)) if launch.min_nodes is None else "$SLURM_JOB_NUM_NODES"
+
+
+def _places(config: LaunchConfig, jobs: Sequence[Job], look: str, num_nodes: str) -> dict[str, str]:
     """What a script says of the nodes and of what runs on them; ``look`` is its first step."""
     environment = dict(config.cluster.environment)
     if config.cluster.cpus_per_node is not None:  # srun no longer takes it from sbatch
@@ -92,7 +99,7 @@ def _places(config: LaunchConfig, jobs: Sequence[Job], look: str) -> dict[str, s
         "python": shlex.quote(interpreter(config)),
         "tasks": _tasks(jobs),
         "gpus": "$ranks" if any(jobs[0].gpus_used) else "0",
-        "num_nodes": str(len(jobs[0].ranks)),
+        "num_nodes": num_nodes,
         "preflight": look if config.preflight else "",
     }
 
@@ -102,7 +109,7 @@ class _Step:
     """The nodes of one kind."""
 
     group: int | None
-    num_nodes: int
+    num_nodes: str
     ranks: int
 
 
@@ -159,8 +166,10 @@ def _directives(
             options = {}
         of_nodes = {
             "partition": group.partition or launch.partition,
-            "nodes": group.num_nodes,
-            "ntasks-per-node": 1,
+            "nodes": group.num_nodes
+            if launch.min_nodes is None
+            else f"{launch.min_nodes}-{group.num_nodes}",
+            "ntasks-per-node": 1 if launch.min_nodes is None else None,  # it means the fewest
             "gpus-per-node": group.ranks_per_node if jobs[0].gpus else None,
             "cpus-per-task": config.cluster.cpus_per_node,
             "mem": None if config.cluster.memory_gib is None else f"{config.cluster.memory_gib}G",

@@ -11,6 +11,7 @@ Values are made in fp32, and lower or higher precisions are casts of them.
 import hashlib
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llmtrain.config.model import ModelConfig
+from llmtrain.model.adapter import LORA_A, LORA_B
 from llmtrain.model.mup import width_multiplier
 
 Locate = Callable[[str, Tensor], tuple[Tensor, tuple[int, ...], tuple[slice, ...]]]
@@ -36,7 +38,8 @@ def initialize_model(
 
     Matrices are normal with ``initializer_range``; projections into the residual stream are
     narrowed by sqrt(2 * layers) (GPT-2), under muP the matrices of the blocks by the root of how
-    much wider they are (model/mup.py); norm weights are 1 and biases 0.
+    much wider they are (model/mup.py); norm weights are 1 and biases 0. Of an adapter A is uniform
+    within 1 / sqrt(inputs), as PEFT's, and B is 0.
 
     Args:
         model: a model with storage (after ``to_empty``), in fp32, fp64 or bf16.
@@ -65,13 +68,18 @@ def initialize_(
     with torch.no_grad():
         if name.endswith("norm.weight"):
             local.fill_(1.0)
-        elif name.endswith(".bias"):
+        elif name.endswith((".bias", LORA_B)):
             local.zero_()
+        elif local.numel() and name.endswith(LORA_A):
+            bound = 1.0 / math.sqrt(global_shape[1])
+            _fill(
+                local, partial(_uniform, bound=bound), stream_key(seed, name), global_shape, slices
+            )
         elif local.numel():
             if config.tie_word_embeddings and name == "lm_head.weight":
                 name = "model.embed_tokens.weight"  # a stage's copy of it
             std = standard_deviation(name, config)
-            _fill_normal(local, std, stream_key(seed, name), global_shape, slices)
+            _fill(local, partial(_normal, std=std), stream_key(seed, name), global_shape, slices)
 
 
 def standard_deviation(name: str, config: ModelConfig) -> float:
@@ -88,10 +96,14 @@ def stream_key(seed: int, name: str) -> int:
     return int.from_bytes(digest, "little")
 
 
-def _fill_normal(
-    local: Tensor, std: float, key: int, shape: tuple[int, ...], slices: tuple[slice, ...]
+def _fill(
+    local: Tensor,
+    values_of: Callable[[NDArray[np.uint64]], NDArray[np.float32]],
+    key: int,
+    shape: tuple[int, ...],
+    slices: tuple[slice, ...],
 ) -> None:
-    """Write the elements ``slices`` of the stream into ``local`` block by block."""
+    """Write what ``values_of`` makes of the elements ``slices`` of the stream, block by block."""
     contiguous = local.is_contiguous()
     target = local.view(-1) if contiguous else torch.empty(local.numel(), dtype=torch.float32)
     words = np.empty(_BLOCK, dtype=np.uint64)
@@ -99,7 +111,7 @@ def _fill_normal(
 
     def flush() -> None:
         nonlocal written, filled
-        values = torch.from_numpy(_normal(words[:filled], std))
+        values = torch.from_numpy(values_of(words[:filled]))
         target[written : written + filled].copy_(values)
         written, filled = written + filled, 0
 
@@ -135,6 +147,15 @@ def _words(key: int, start: int, count: int) -> NDArray[np.uint64]:
     block, skip = divmod(start, _LANES)
     words: NDArray[np.uint64] = np.random.Philox(key=key, counter=block).random_raw(skip + count)
     return words[skip:]
+
+
+def _uniform(words: NDArray[np.uint64], bound: float) -> NDArray[np.float32]:
+    """Map each word to a value spread evenly within ``bound``."""
+    values = (words >> np.uint64(32)).astype(np.float64)
+    values += 0.5
+    values *= 2.0**-31 * bound
+    values -= bound
+    return values.astype(np.float32)
 
 
 def _normal(words: NDArray[np.uint64], std: float) -> NDArray[np.float32]:

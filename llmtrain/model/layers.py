@@ -46,13 +46,38 @@ class Linear(nn.Linear):
     product: LinearFunction | None = None
     """Multiplies in another way than ``ops.wide.linear``, where set (parallel/float8.py)."""
 
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device=device)
+        self.lora_A: Linear | None = None
+        self.lora_B: Linear | None = None
+        self.lora_scale = 1.0
+
     def reset_parameters(self) -> None:
         """Draw no random numbers; starting values are model/init.py's alone."""
         _zero(self)
 
+    def adapt(self, rank: int, scale: float) -> None:
+        """Put an adapter beside the matrix (model/adapter.py)."""
+        self.lora_A = Linear(self.in_features, rank, bias=False)
+        self.lora_B = Linear(rank, self.out_features, bias=False)
+        self.lora_scale = scale
+
+    def adapted(self, out: Tensor, input: Tensor) -> Tensor:
+        """Add to the product ``out`` what the adapter, where there is one, makes of ``input``."""
+        if self.lora_A is None or self.lora_B is None:
+            return out
+        added: Tensor = self.lora_B(self.lora_A(input)) * self.lora_scale
+        return out + added
+
     def forward(self, input: Tensor) -> Tensor:
         """Map the last dim."""
-        return (self.product or linear)(input, self.weight, self.bias)
+        return self.adapted((self.product or linear)(input, self.weight, self.bias), input)
 
 
 class Embedding(nn.Embedding):

@@ -25,6 +25,8 @@ def output_multiplier(config: ModelConfig) -> float:
 def width_multiplier(name: str, config: ModelConfig) -> float:
     """Return how many times wider than at the base the input of the matrix ``name`` is.
 
-    It is 1 for embedding and head, which muP leaves alone.
+    It is 1 for embedding and head, which muP leaves alone, and for the B of an adapter, whose input
+    is as wide as its rank.
     """
-    return config.width_multiplier if name.startswith("model.layers.") else 1.0
+    widens = name.startswith("model.layers.") and not name.endswith(".lora_B.weight")
+    return config.width_multiplier if widens else 1.0

@@ -59,7 +59,7 @@ def parameter_table(config: ModelConfig) -> tuple[ParameterInfo, ...]:
             ParameterInfo(
                 name="lm_head.weight",
                 shape=(config.vocab_size, config.hidden_size),
-                trainable=True,
+                trainable=config.adapter is None,
                 decay=True,
                 tied_to="model.embed_tokens.weight",
             )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from llmtrain.config.model import ModelConfig
 from llmtrain.errors import LayoutError
+from llmtrain.model.adapter import freeze_base, insert_adapter
 from llmtrain.model.cache import KeyValueCache
 from llmtrain.model.layers import Block, BlockContext, Embedding, Linear, RMSNorm
 from llmtrain.model.mup import output_multiplier
@@ -107,6 +108,9 @@ class Transformer(nn.Module):
             if head and not (config.tie_word_embeddings and embedding)
             else None
         )
+        if config.adapter is not None:
+            insert_adapter(self.model.layers, config.adapter)
+            freeze_base(self)
         self._frequencies, self._rope_factor = rope_frequencies(
             config.head_size, config.rope_theta, config.rope_scaling, config.rotary_size
         )

@@ -1,6 +1,6 @@
 """The one order in which parallelism is applied to a plain model.
 
-Stages on the meta device, tensor and sequence parallel, context parallel, fp8 products,
+Stages on the meta device, tensor and sequence parallel, context parallel, fp8 or 4-bit products,
 recomputation, compilation, offload, sharding, memory, start values, bf16 copies, fp8 scales.
 
 Invariant: whatever the layout, the same seed gives the same parameters bit by bit, under the same
@@ -34,9 +34,11 @@ from llmtrain.parallel.fsdp import prefetch, reduce_into_fp32, settle_shards, sh
 from llmtrain.parallel.local import LocalModel, OwnedParameter
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.offload import offload_blocks
+from llmtrain.parallel.packed import Packed, give_memory, pack_blocks
 from llmtrain.parallel.precision import (
     COMPUTE_DTYPES,
     MasterWeights,
+    keep_frozen_as_computed,
     keep_gradients_in_fp32,
     storage_dtype,
 )
@@ -59,6 +61,8 @@ class _Part:
     """On the meta device, cut over tp."""
     cuts: Mapping[str, Region]
     """Regions of the parameters that tensor parallelism cut."""
+    packed: Packed
+    """Matrices that are kept in 4 bits."""
 
 
 def build_local_model(
@@ -79,7 +83,7 @@ def build_local_model(
     parts = [_part(model, parallel, engine, world, number, loss) for number in numbers]
     bf16, sharded = engine.precision == "bf16", world.axes.dp_shard > 1
     for part in parts:
-        _allocate(part.module, parallel, world, bf16)
+        _allocate(part, parallel, world, bf16)
         if engine.master_dtype == "bf16":
             reduce_into_fp32(part.module)
     table = tuple(info for info in parameter_table(model) if info.tied_to is None)
@@ -87,25 +91,27 @@ def build_local_model(
         (o for part in parts for o in _owned(table, part, world)), key=lambda o: (o.index, o.copy)
     )
     _initialize(owned, model, seed)
-    computing = [o.tensor for o in owned]
+    trained = [o for o in owned if o.info.trainable]
+    computing = [o.tensor for o in trained]
     copied = bf16 and not sharded and engine.master_dtype == "fp32"
-    masters = MasterWeights([o.local for o in owned]) if copied else None
+    masters = MasterWeights([o.local for o in trained]) if copied else None
     if masters is not None:
-        pairs = zip(owned, masters.parameters, strict=True)
-        owned = [replace(o, tensor=master, local=master) for o, master in pairs]
+        pairs = zip(trained, masters.parameters, strict=True)
+        trained = [replace(o, tensor=master, local=master) for o, master in pairs]
     last = rank_of_stage(parallel.schedule, parallel.pp, parallel.num_stages - 1)
-    if model.tie_word_embeddings and parallel.pp > 1:
+    if model.tie_word_embeddings and parallel.pp > 1 and model.adapter is None:
         world.join_ends(rank_of_stage(parallel.schedule, parallel.pp, 0), last)
     modules = tuple(part.module for part in parts)
     local = LocalModel(
         modules=modules,
-        parameters=tuple(owned),
+        parameters=tuple(trained),
+        frozen=tuple(o for o in owned if not o.info.trainable),
         sources=tuple(computing),
         table=table,
         pipeline=_pipeline(modules, numbers, model, parallel, engine, world),
         masters=masters,
         scales=gathered_scales(modules, world.group("shard")),
-        replica_sum=_replica_sum(owned, computing, parallel, world),
+        replica_sum=_replica_sum(trained, computing, parallel, world),
         world=world,
         loss_rank=last * (world.world_size // parallel.pp),
         reduces_every_microbatch=parallel.reduce_every_microbatch,
@@ -119,8 +125,11 @@ def _initialize(owned: list[OwnedParameter], model: ModelConfig, seed: int) -> N
     """Fill what this rank owns, many parameters at a time: each has a stream of its own."""
 
     def fill(parameter: OwnedParameter) -> None:
-        name, shape = parameter.info.name, parameter.info.shape
-        initialize_(parameter.local.detach(), name, shape, parameter.region, model, seed)
+        name, shape, packed = parameter.info.name, parameter.info.shape, parameter.packed
+        local = parameter.local.detach() if packed is None else torch.empty(shape)
+        initialize_(local, name, shape, parameter.region, model, seed)
+        if packed is not None:
+            packed.store(local)
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(fill, owned))
@@ -150,20 +159,27 @@ def _part(
             attention=attention,
             kernels=select_kernels(engine.kernels, world.device),
         ).to(storage_dtype(engine.precision, engine.master_dtype))
+    keep_frozen_as_computed(transformer.parameters(), COMPUTE_DTYPES[engine.precision])
     tensor = world.group("tp")
     cuts = {} if tensor is None else apply_tensor_parallel(transformer, tensor)
     gathered = engine.fp8_all_gather and world.axes.dp_shard > 1
     convert_blocks(transformer, engine, world.device, gathered)
+    packed = pack_blocks(transformer, model.adapter, world.device)
     apply_recompute(transformer, parallel, COMPUTE_DTYPES[engine.precision], world.device)
     if engine.compile:
         compile_blocks(transformer, world.device, cuda_graphs=engine.cuda_graphs)
     if parallel.activation_offload:
         offload_blocks(transformer, world.device)
-    return _Part(module=StageModule(transformer, loss if last else None), cuts=cuts)
+    module = StageModule(transformer, loss if last else None)
+    return _Part(module=module, cuts=cuts, packed=packed)
 
 
-def _allocate(module: StageModule, parallel: ParallelConfig, world: World, bf16: bool) -> None:
+def _allocate(part: _Part, parallel: ParallelConfig, world: World, bf16: bool) -> None:
     """Shard a stage where the layout does, and give what is left on this rank its memory."""
+    module = part.module
+    if part.packed:
+        give_memory(module, world.device, part.packed, PREFIX)
+        return
     if world.axes.dp_shard == 1:
         module.to_empty(device=world.device)
         return
@@ -200,7 +216,8 @@ def _owned(table: tuple[ParameterInfo, ...], part: _Part, world: World) -> Itera
         index = rows["model.embed_tokens.weight" if copy else name]
         info = table[index]
         plain = type(tensor) is nn.Parameter
-        local = tensor if plain else nn.Parameter(plain_part(local_part(tensor)))
+        part_here = plain_part(local_part(tensor))
+        local = tensor if plain else nn.Parameter(part_here, requires_grad=info.trainable)
         keep_gradients_in_fp32((tensor, local))
         uncut = world.axes.tp > 1 and name not in part.cuts
         yield OwnedParameter(
@@ -212,6 +229,7 @@ def _owned(table: tuple[ParameterInfo, ...], part: _Part, world: World) -> Itera
             counted=world.is_first_replica and not copy and not (uncut and world.tp_rank > 0),
             partial_over_tp=uncut,
             copy=copy,
+            packed=part.packed.get(name),
         )
 
 

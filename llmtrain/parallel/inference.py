@@ -25,6 +25,7 @@ from llmtrain.model.transformer import Transformer
 from llmtrain.ops.attention.spec import AttentionFunction
 from llmtrain.ops.kernels import Kernels
 from llmtrain.parallel.collectives import stack_over
+from llmtrain.parallel.mesh import World
 from llmtrain.parallel.region import Region, sizes, whole
 from llmtrain.parallel.tensor import ROWS, apply_tensor_parallel, even_part
 
@@ -90,6 +91,18 @@ class SpreadTransformer(Transformer):
             [gathered[rank, ..., : part.stop - part.start] for rank, part in enumerate(parts)],
             dim=-1,
         )
+
+
+def sharing_group(world: World, model: ModelConfig) -> dist.ProcessGroup | None:
+    """Return the ranks of a training run that share its model for inference.
+
+    All of them where they divide the key and value heads, else those of the tensor-parallel group;
+    None where each rank has the model whole.
+    """
+    fits = min(model.intermediate_size, model.vocab_size) >= world.world_size
+    if world.world_size > 1 and fits and model.num_key_value_heads % world.world_size == 0:
+        return dist.group.WORLD
+    return world.group("tp")
 
 
 def _filled(x: Tensor, missing: int) -> Tensor:

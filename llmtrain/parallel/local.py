@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from llmtrain.data.batch import StepBatch
 from llmtrain.hang.heartbeat import Phase
 from llmtrain.model.parameters import ParameterInfo
+from llmtrain.ops.nf4 import PackedMatrix
 from llmtrain.parallel.context import split_sequence
 from llmtrain.parallel.float8 import GatheredScales
 from llmtrain.parallel.fsdp import reshard, set_last_backward
@@ -50,6 +51,12 @@ class OwnedParameter:
     """Whether each tensor-parallel rank computes only a part of the gradient's sum."""
     copy: bool
     """Whether this is the head's copy of a tied embedding on another stage."""
+    packed: PackedMatrix | None = None
+    """Where the values are if they are kept in 4 bits; ``local`` has then no memory."""
+
+    def values(self) -> Tensor:
+        """Give the values of the local part: shared, or expanded where they are packed."""
+        return self.local.detach() if self.packed is None else self.packed.values()
 
     def local_gradient(self) -> Tensor:
         """Give the plain gradient of the local part; zeros, kept, where nothing flowed."""
@@ -71,7 +78,9 @@ class LocalModel:
     modules: tuple[StageModule, ...]
     """The pipeline stages of this rank, in the order of the model."""
     parameters: tuple[OwnedParameter, ...]
-    """What it owns, in table order."""
+    """What it owns and trains, in table order."""
+    frozen: tuple[OwnedParameter, ...]
+    """What it owns and never changes, in table order: they get no gradient and no state."""
     sources: tuple[Tensor, ...]
     """The leaves whose backward brings the gradients of ``parameters``, one for each."""
     table: tuple[ParameterInfo, ...]
@@ -92,6 +101,12 @@ class LocalModel:
     """Whether FSDP2 sums gradients over its shards after each micro-batch."""
     keeps_gradients: bool = False
     """Whether gradients stay where they are from step to step, as CUDA graphs need."""
+
+    @property
+    def owned(self) -> tuple[OwnedParameter, ...]:
+        """Everything this rank owns, in table order."""
+        both = (*self.parameters, *self.frozen)
+        return tuple(sorted(both, key=lambda owned: (owned.index, owned.copy)))
 
     def run(self, batch: StepBatch, scale: Tensor | None, training: bool) -> dict[str, Tensor]:
         """Run all micro-batches; gradients of loss times ``scale`` add up in the parameters.

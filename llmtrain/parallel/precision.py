@@ -2,7 +2,8 @@
 
 Invariant: gradients are fp32. A micro-batch's bf16 gradient is added to the fp32 one as soon as it
 exists, which is what FSDP2 does with its mixed-precision policy, so layouts agree. Parameters are
-fp32 with bf16 copies that forward and backward read, or (``engine.master_dtype=bf16``) bf16 alone.
+fp32 with bf16 copies that forward and backward read, or (``engine.master_dtype=bf16``) bf16 alone,
+as are those that are not trained.
 
     masters = MasterWeights(list(module.parameters()))
     module(x).sum().backward()     # gradients land in masters.parameters
@@ -30,8 +31,15 @@ def storage_dtype(precision: str, master_dtype: str) -> torch.dtype:
 def keep_gradients_in_fp32(parameters: Iterable[Tensor]) -> None:
     """Have autograd add the gradients of bf16 ``parameters`` up in fp32."""
     for parameter in parameters:
-        if parameter.dtype == torch.bfloat16:
+        if parameter.dtype == torch.bfloat16 and parameter.requires_grad:
             parameter.grad_dtype = torch.float32
+
+
+def keep_frozen_as_computed(parameters: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
+    """Give those of ``parameters`` that are not trained the type that forward reads them in."""
+    for parameter in parameters:
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
 
 
 class MasterWeights:

@@ -78,6 +78,8 @@ def batch_fields(batch: StepBatch) -> dict[str, Any]:
     }
     if batch.row_ids is not None:
         fields["row_ids"] = batch.row_ids
+    if batch.reference is not None:
+        fields["reference"] = batch.reference
     if batch.extent is not None:
         fields["extent"] = batch.extent
     return fields

@@ -97,11 +97,12 @@ class RowParallelLinear(Linear):
         """Take over the parameters of ``part``, whose bias, if any, is whole."""
         super().__init__(part.in_features, part.out_features, part.bias is not None, device="meta")
         self.weight, self.bias = part.weight, part.bias
+        self.lora_A, self.lora_B, self.lora_scale = part.lora_A, part.lora_B, part.lora_scale
         self.group, self.spread = group, spread
 
     def forward(self, input: Tensor) -> Tensor:
         """Map [B, S, own inputs] to this rank's part of [B, S, D]; the bias comes after the sum."""
-        partial = (self.product or F.linear)(input, self.weight, None)
+        partial = self.adapted((self.product or F.linear)(input, self.weight, None), input)
         out = reduce_scatter_along(partial, self.spread, self.group)
         return out if self.bias is None else out + self.bias
 
@@ -197,7 +198,7 @@ class _Cut:
         mlp.register_forward_pre_hook(gather)
 
     def rows(self, module: Linear | Embedding, prefix: str) -> None:
-        """Keep this rank's outputs of a linear map (of its bias too), or rows of a table."""
+        """Keep this rank's outputs of a linear map, bias and adapter too, or rows of a table."""
         module.weight = self._keep(prefix + "weight", module.weight, 0)
         if isinstance(module, Embedding):
             module.num_embeddings = module.weight.shape[0]
@@ -205,11 +206,15 @@ class _Cut:
         module.out_features = module.weight.shape[0]
         if module.bias is not None:
             module.bias = self._keep(prefix + "bias", module.bias, 0)
+        if module.lora_B is not None:
+            self.rows(module.lora_B, f"{prefix}lora_B.")
 
     def columns(self, module: Linear, prefix: str) -> None:
-        """Keep this rank's inputs of a linear map; a bias stays whole."""
+        """Keep this rank's inputs of a linear map (of its adapter too); a bias stays whole."""
         module.weight = self._keep(prefix + "weight", module.weight, 1)
         module.in_features = module.weight.shape[1]
+        if module.lora_A is not None:
+            self.columns(module.lora_A, f"{prefix}lora_A.")
 
     def _keep(self, name: str, full: Tensor, dim: int) -> nn.Parameter:
         region = list(whole(tuple(full.shape)))

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from llmtrain.config.plan import PlanConfig
 from llmtrain.config.run import check
 from llmtrain.planner.estimate import GIB, Estimate, estimate, gpu_of
-from llmtrain.planner.flops import CONVENTION, flops_per_token
-from llmtrain.planner.memory import num_elements, parameter_shapes
+from llmtrain.planner.flops import convention, flops_per_token
+from llmtrain.planner.memory import is_trained, num_elements, parameter_shapes
 from llmtrain.planner.search import overrides, search
 
-_SAVED = 12
-"""Bytes of a parameter in a checkpoint: its value and two moments in fp32."""
+_VALUE, _MOMENTS = 4, 8
+"""Bytes of a parameter in a checkpoint, in fp32, and of the two moments of one that is trained."""
 
 
 def main(config: PlanConfig) -> int:
@@ -74,9 +74,9 @@ def _facts(config: PlanConfig) -> list[str]:
     training = config.training
     size = num_elements(parameter_shapes(config.model).items())
     flops = flops_per_token(config.model, training.sequence_length)
-    gpu = gpu_of(config)
+    gpu, counted = gpu_of(config), convention(config.model)
     return [
-        f"{size / 1e9:.2f} B parameters, {flops / 1e9:.1f} GFLOP per token ({CONVENTION})",
+        f"{size / 1e9:.2f} B parameters, {flops / 1e9:.1f} GFLOP per token ({counted})",
         f"{config.num_gpus} x {config.gpu}, {gpu.tflops:,.0f} TFLOP/s at the peak, of which "
         f"{config.mfu:.0%} while a GPU computes (mfu)",
         f"{training.global_batch_tokens:,} tokens a step in rows of {training.sequence_length:,}",
@@ -105,7 +105,9 @@ def _time(found: Estimate) -> list[str]:
     """Seconds of a step and days of the run."""
     training = found.config.training
     days = training.num_tokens / found.tokens_per_s / 86400
-    size = num_elements(parameter_shapes(found.config.model).items()) * _SAVED
+    model, shapes = found.config.model, parameter_shapes(found.config.model).items()
+    trained = num_elements(shape for shape in shapes if is_trained(model, shape[0]))
+    size = num_elements(shapes) * _VALUE + trained * _MOMENTS
     return [
         f"step of {found.step_s:.2f} s: computing {found.compute_s:.2f} s in "
         f"{found.microbatches} micro-batches a rank, bubble {found.bubble:.1%}, waiting for "

@@ -15,7 +15,7 @@ from llmtrain.config.plan import PlanConfig
 from llmtrain.errors import ConfigError
 from llmtrain.planner.activations import block_bytes_per_token, bubble, live_forwards, loss_bytes
 from llmtrain.planner.devices import DEVICES, Device, device
-from llmtrain.planner.flops import flops_per_token
+from llmtrain.planner.flops import flops_per_token, num_adapter_parameters
 from llmtrain.planner.memory import Seat, block_shapes, num_elements, rank_shapes, state_bytes
 from llmtrain.planner.stages import split_layers, stages_of_rank
 
@@ -208,6 +208,10 @@ class _Layout:
         here = min(blocks, 1 + parallel.fsdp_prefetch) if self.reshards else blocks
         parameters = (rest + here * block) * self.item
         keeps_whole = self.microbatches > 1 and not parallel.reduce_every_microbatch
+        model = self.config.model
+        if model.adapter is not None:  # the rest has no gradients
+            block, rest = num_adapter_parameters(model) // model.num_hidden_layers, 0
+            own = blocks * block
         whole = own if keeps_whole else max(block, rest)
         return parameters + whole * _REDUCED + max(block, rest) * self.item
 
@@ -263,16 +267,18 @@ class _Layout:
     def _sharding_s(self) -> Iterator[float]:
         """Gathers and reduce-scatters of FSDP2, and sums over replicas."""
         p = self.config.parallel
-        own = self._held(0)[1]
+        own = trained = self._held(0)[1]
+        if (model := self.config.model).adapter is not None:
+            trained = self._blocks(0) * num_adapter_parameters(model) // model.num_hidden_layers
         ranks = self.dp_shard * p.cp
         rate = self._bytes_per_s(ranks, apart=p.tp)
         if self.sharded:
             gathers = 2 * self.microbatches if self.reshards else 1
             yield gathers * own * self.item * (ranks - 1) / ranks / rate
             sums = self.microbatches if p.reduce_every_microbatch else 1
-            yield sums * own * _REDUCED * (ranks - 1) / ranks / rate
+            yield sums * trained * _REDUCED * (ranks - 1) / ranks / rate
         if self.dp_replicate > 1:
-            share = own / (ranks if self.sharded else 1)
+            share = trained / (ranks if self.sharded else 1)
             yield 2 * share * _REDUCED / self._bytes_per_s(self.dp_replicate, apart=ranks * p.tp)
 
     def _bytes_per_s(self, ranks: int, apart: int = 1) -> float:

@@ -75,16 +75,39 @@ def state_bytes(
     ranks = _num_shards(parallel, dp_shard)
     kept = 2 if engine.master_dtype == "bf16" else item
     copies = 2 if engine.precision == "bf16" and ranks == 1 and kept > 2 else 0
+    computed = 2 if engine.precision == "bf16" else item
     moment = 2 if optimizer.state_dtype == "bf16" else item
     parameters = gradients = moments = 0
     for name, shape in shapes:
         row = math.prod(shape[1:])
         chunk = -(-shape[0] // ranks)
         held = max(0, min(chunk, shape[0] - seat.shard * chunk))
+        if is_packed(model, name):
+            parameters += packed_bytes(shape[0] * row)  # never sharded
+            continue
+        if not is_trained(model, name):
+            parameters += chunk * row * computed
+            continue
         parameters += chunk * row * (kept + copies)  # shards are padded to equal sizes
         gradients += 0 if optimizer.in_backward else chunk * row * item
         moments += num_moments(optimizer.kind, name) * held * row * moment + COUNTER_BYTES
     return StateBytes(parameters=parameters, gradients=gradients, optimizer=moments)
+
+
+def is_trained(model: ModelConfig, name: str) -> bool:
+    """Tell whether the optimizer updates a parameter: beside an adapter only the adapter."""
+    return model.adapter is None or ".lora_" in name
+
+
+def is_packed(model: ModelConfig, name: str) -> bool:
+    """Tell whether a matrix is kept in 4 bits: those of the blocks, where the adapter says so."""
+    matrix = name.endswith("_proj.weight")
+    return matrix and model.adapter is not None and model.adapter.quantize_base is not None
+
+
+def packed_bytes(count: int) -> int:
+    """Bytes of ``count`` values in 4 bits with an fp32 factor for every 64 of them."""
+    return -(-count // 2) + 4 * -(-count // 64)
 
 
 def num_moments(optimizer: str, name: str) -> int:
@@ -115,21 +138,33 @@ def block_shapes(model: ModelConfig, layer: int) -> dict[str, Shape]:
     queries, keys = model.num_attention_heads * head, model.num_key_value_heads * head
     shapes: dict[str, Shape] = {"input_layernorm.weight": (width,)}
     for name, size in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
-        shapes[f"self_attn.{name}.weight"] = (size, width)
-        if model.attention_bias:
-            shapes[f"self_attn.{name}.bias"] = (size,)
-    shapes["self_attn.o_proj.weight"] = (width, queries)
-    if model.attention_output_bias:
-        shapes["self_attn.o_proj.bias"] = (width,)
+        shapes |= _matrix(model, f"self_attn.{name}", size, width, model.attention_bias)
+    output_bias = model.attention_output_bias
+    shapes |= _matrix(model, "self_attn.o_proj", width, queries, output_bias)
     if model.qk_norm:
         shapes |= {f"self_attn.{name}_norm.weight": (head,) for name in ("q", "k")}
     shapes["post_attention_layernorm.weight"] = (width,)
-    shapes |= {f"mlp.{name}_proj.weight": (inner, width) for name in ("gate", "up")}
-    shapes["mlp.down_proj.weight"] = (width, inner)
+    for name in ("gate_proj", "up_proj"):
+        shapes |= _matrix(model, f"mlp.{name}", inner, width)
+    shapes |= _matrix(model, "mlp.down_proj", width, inner)
     if model.post_norms:
         names = ("post_self_attn_layernorm", "post_mlp_layernorm")
         shapes |= {f"{name}.weight": (width,) for name in names}
     return {f"model.layers.{layer}.{name}": shape for name, shape in shapes.items()}
+
+
+def _matrix(
+    model: ModelConfig, name: str, outputs: int, inputs: int, bias: bool = False
+) -> dict[str, Shape]:
+    """List a linear map's matrix, its bias and its adapter."""
+    shapes: dict[str, Shape] = {f"{name}.weight": (outputs, inputs)}
+    if bias:
+        shapes[f"{name}.bias"] = (outputs,)
+    adapter = model.adapter
+    if adapter is not None and name.rpartition(".")[2] in adapter.targets:
+        shapes[f"{name}.lora_A.weight"] = (adapter.rank, inputs)
+        shapes[f"{name}.lora_B.weight"] = (outputs, adapter.rank)
+    return shapes
 
 
 def rank_shapes(
@@ -163,6 +198,11 @@ def num_elements(shapes: Iterable[tuple[str, Shape]]) -> int:
 def _cut(name: str, shape: Shape, tp: int, rank: int) -> Shape:
     """Give the shape of a part; where ``tp`` leaves a rest, the first ranks get one more."""
     module, kind = name.split(".")[-2:]
+    if module in ("lora_A", "lora_B"):
+        matrix = name.split(".")[-3]
+        if (module == "lora_B") != (matrix in _ROWS):
+            return shape
+        module = matrix
     if module in _ROWS:
         dim = 0
     elif module in _COLUMNS and kind == "weight":

@@ -3,9 +3,9 @@
 import html
 from collections.abc import Iterable, Sequence
 
+from llmtrain.report.columns import Row
 from llmtrain.report.markup import card, folded, table
 from llmtrain.report.record import RunRecord
-from llmtrain.report.series import Row
 
 
 def mixture(record: RunRecord) -> str:

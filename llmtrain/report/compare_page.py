@@ -8,6 +8,7 @@ A run has one color all over the page, and one switch that draws or hides it in 
 import html
 from collections.abc import Sequence
 
+from llmtrain.report.columns import Row, Values
 from llmtrain.report.compare_record import RunSummary, differing
 from llmtrain.report.markup import (
     card,
@@ -21,7 +22,7 @@ from llmtrain.report.markup import (
     tiles,
 )
 from llmtrain.report.plot_card import Plots
-from llmtrain.report.series import Row, Timeline, Values, column, line, smooth, time_unit
+from llmtrain.report.series import Timeline, line, smooth, time_unit
 
 _NUMBERS = (
     ("loss", "training loss", min),
@@ -43,16 +44,16 @@ def render(runs: Sequence[RunSummary]) -> str:
     limit = max(150, min(1500, 30_000 // len(runs)))
     sections = [
         _curves("loss", "Training loss", "Running mean, nats per target token.",
-                runs, timelines, [smooth(column(run.rows, "loss")) for run in runs], plots, limit),
+                runs, timelines, [smooth(run.rows.column("loss")) for run in runs], plots, limit),
         _numbers(runs),
         _curves("held-out", "Held-out loss", "Nats per token, the mean over all held-out tokens.",
                 runs, timelines, [run.held_out() for run in runs], plots, limit),
         _curves("throughput", "Throughput", "Tokens per second.", runs, timelines,
-                [column(run.rows, "tokens_per_s") for run in runs], plots, limit, zero=True),
+                [run.rows.column("tokens_per_s") for run in runs], plots, limit, zero=True),
         _curves("norm", "Gradient norm", "Global, before clipping.", runs, timelines,
-                [column(run.rows, "grad_norm") for run in runs], plots, limit),
+                [run.rows.column("grad_norm") for run in runs], plots, limit),
         _curves("lr", "Learning rate", "As scheduled.", runs, timelines,
-                [column(run.rows, "lr") for run in runs], plots, limit, zero=True),
+                [run.rows.column("lr") for run in runs], plots, limit, zero=True),
         _settings(runs),
     ]  # fmt: skip
     legend = [(run.name, color) for color, run in enumerate(runs)]

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llmtrain.errors import ConfigError
+from llmtrain.report.columns import Columns, Row, Values
 from llmtrain.report.record import read_json, read_rows, read_tree
-from llmtrain.report.series import Row, column, median, step_seconds
+from llmtrain.report.series import last, median, step_seconds
 
 _NOT_SETTINGS = ("name", "runs_dir")
 
@@ -25,7 +28,7 @@ class RunSummary:
 
     name: str
     """Name of its folder, longer where two folders have one name."""
-    rows: list[Row]
+    rows: Columns
     """Rows of its metrics; at least one."""
     settings: dict[str, Any]
     """Its configuration by dotted key."""
@@ -40,24 +43,22 @@ class RunSummary:
 
     def seconds(self) -> float:
         """Seconds spent in training steps."""
-        return sum(step_seconds(self.rows))
+        return float(step_seconds(self.rows).sum())
 
-    def held_out(self) -> list[float | None]:
+    def held_out(self) -> Values:
         """Held-out loss over all sources, by row: the mean over their tokens."""
-        return [held_out(row) for row in self.rows]
+        return held_out(self.rows)
 
     def numbers(self) -> dict[str, float | None]:
         """The numbers it ended with, by the keys of ``compare_page``."""
-        known = [value for value in self.held_out() if value is not None]
-        losses = [value for value in column(self.rows, "loss") if value is not None]
         score = self.evaluation.get("all") or {}
         return {
-            "loss": losses[-1] if losses else None,
-            "held_out": known[-1] if known else None,
+            "loss": last(self.rows.column("loss")),
+            "held_out": last(self.held_out()),
             "bits_per_byte": score.get("bits_per_byte"),
-            "tokens": self.rows[-1]["tokens"],
-            "tokens_per_s": median(column(self.rows, "tokens_per_s")),
-            "mfu": median(column(self.rows, "mfu")),
+            "tokens": self.rows.last["tokens"],
+            "tokens_per_s": median(self.rows.column("tokens_per_s")),
+            "mfu": median(self.rows.column("mfu")),
             "minutes": self.seconds() / 60,
         }
 
@@ -85,15 +86,17 @@ def read_several(paths: Sequence[Path]) -> list[RunSummary]:
     ]
 
 
-def held_out(row: Row) -> float | None:
-    """Held-out loss of a row over all its sources: the mean over their tokens."""
-    losses = {k: v for k, v in (row.get("validation_loss") or {}).items() if v is not None}
-    counts = row.get("validation_tokens") or {}
-    weights = [float(counts.get(source) or 1.0) for source in losses]
-    if not losses:
-        return None
-    total = sum(w * float(v) for w, v in zip(weights, losses.values(), strict=True))
-    return total / sum(weights)
+def held_out(rows: Columns) -> Values:
+    """Held-out loss of every row over all its sources: the mean over their tokens."""
+    total, weight = np.zeros(rows.num_rows), np.zeros(rows.num_rows)
+    for source in rows.names("validation_loss"):
+        losses = rows.inside("validation_loss", source)
+        tokens = np.nan_to_num(rows.inside("validation_tokens", source))
+        weights = np.where(np.isnan(losses), 0.0, np.where(tokens > 0, tokens, 1.0))
+        total += weights * np.nan_to_num(losses)
+        weight += weights
+    mean: Values = total / np.where(weight > 0, weight, np.nan)
+    return mean
 
 
 def differing(runs: Sequence[RunSummary]) -> dict[str, list[str]]:

@@ -3,24 +3,13 @@
 cards = curves.cards(record, plots)
 """
 
-from collections import Counter
-from itertools import accumulate
+import numpy as np
 
+from llmtrain.report.columns import Columns
 from llmtrain.report.markup import number
 from llmtrain.report.plot_card import Plots
 from llmtrain.report.record import RunRecord
-from llmtrain.report.series import (
-    Row,
-    Timeline,
-    column,
-    inside,
-    line,
-    median,
-    names,
-    rounded,
-    smooth,
-    step_seconds,
-)
+from llmtrain.report.series import Timeline, any_known, line, median, smooth, step_seconds
 
 
 def cards(record: RunRecord, timeline: Timeline, plots: Plots) -> list[str]:
@@ -34,13 +23,13 @@ def cards(record: RunRecord, timeline: Timeline, plots: Plots) -> list[str]:
 
 def loss(record: RunRecord, timeline: Timeline, plots: Plots) -> str:
     """Training loss, its running mean and the held-out loss."""
-    raw = column(record.rows, "loss")
+    raw = record.rows.column("loss")
     series = [
         line("training", 0, timeline.points(raw), faint=True),
         line("running mean", 0, timeline.points(smooth(raw))),
     ]
-    for name in names(record.rows, "validation_loss"):
-        points = timeline.points(inside(record.rows, "validation_loss", name))
+    for name in record.rows.names("validation_loss"):
+        points = timeline.points(record.rows.inside("validation_loss", name))
         dots = len(points) <= 60
         series.append(line(f"held out: {name}", record.color(name), points, dots=dots))
     note = "Nats per target token; each point is the mean since the one before."
@@ -51,8 +40,8 @@ def source_loss(record: RunRecord, timeline: Timeline, plots: Plots) -> str:
     """Training loss per source."""
     series = [
         line(name, record.color(name),
-             timeline.points(smooth(inside(record.rows, "source_loss", name))))
-        for name in names(record.rows, "source_loss")
+             timeline.points(smooth(record.rows.inside("source_loss", name))))
+        for name in record.rows.names("source_loss")
     ]  # fmt: skip
     if not any(one["points"] for one in series):
         return ""
@@ -62,54 +51,51 @@ def source_loss(record: RunRecord, timeline: Timeline, plots: Plots) -> str:
 
 def throughput(record: RunRecord, timeline: Timeline, plots: Plots) -> str:
     """Tokens per second."""
-    series = [line("tokens per second", 0, timeline.points(column(record.rows, "tokens_per_s")))]
+    series = [line("tokens per second", 0, timeline.points(record.rows.column("tokens_per_s")))]
     note = "Tokens per second, wall-clock, evaluation apart."
-    mfu = median(column(record.rows, "mfu"))
+    mfu = median(record.rows.column("mfu"))
     if mfu is not None:
-        note += f" MFU {mfu:.1%} (median; {record.rows[-1]['mfu_convention']})."
+        note += f" MFU {mfu:.1%} (median; {record.rows.last['mfu_convention']})."
     return plots.lines("throughput", "Throughput", note, series, zero=True, unit="/s")
 
 
 def step_time(record: RunRecord, timeline: Timeline, plots: Plots) -> str:
     """Where the time of a step goes: the slowest rank, waits for data, saves."""
     rows = record.rows
-    ranks = [row.get("rank_step_time_s") or {} for row in rows]
+    saves = rows.column("checkpoint_s")
     lines = [
-        ("step", 0, column(rows, "step_time_s")),
-        ("slowest rank", 1, [one.get("max") for one in ranks]),
-        ("fastest rank", 2, [one.get("min") for one in ranks]),
-        ("wait for data", 3, column(rows, "data_wait_s")),
-        ("saving", 4, [value or None for value in column(rows, "checkpoint_s")]),
+        ("step", 0, rows.column("step_time_s")),
+        ("slowest rank", 1, rows.inside("rank_step_time_s", "max")),
+        ("fastest rank", 2, rows.inside("rank_step_time_s", "min")),
+        ("wait for data", 3, rows.column("data_wait_s")),
+        ("saving", 4, np.where(saves == 0, np.nan, saves)),
     ]
     series = [
         line(name, color, timeline.points(values), dots=name == "saving", line=name != "saving")
         for name, color, values in lines
-        if any(value is not None for value in values)
+        if any_known(values)
     ]
-    total = max(sum(step_seconds(rows)), 1e-9)
+    total = max(record.trained_s(), 1e-9)
     note = f"Seconds per step; {_waited(rows) / total:.1%} of the time waited for data"
-    if saved := sum(float(value or 0) for value in column(rows, "checkpoint_s")):
+    if saved := float(np.nansum(saves)):
         note += f", {saved / total:.1%} stood still for saves (dots: seconds of each)"
-    slowest = Counter(r["slowest_rank"] for r in ranks if r.get("slowest_rank") is not None)
-    if slowest:
-        rank, count = slowest.most_common(1)[0]
-        note += f". Rank {rank} was the slowest in {count / sum(slowest.values()):.0%} of the rows"
+    slowest = rows.inside("rank_step_time_s", "slowest_rank")
+    counts = np.bincount(slowest[~np.isnan(slowest)].astype(np.int64))
+    if len(counts):
+        share = counts.max() / counts.sum()
+        note += f". Rank {counts.argmax()} was the slowest in {share:.0%} of the rows"
     return plots.lines("step-time", "Step time", f"{note}.", series, zero=True, unit=" s")
 
 
-def _waited(rows: list[Row]) -> float:
+def _waited(rows: Columns) -> float:
     """Seconds the steps waited for data: a row holds the mean of its steps."""
-    spent = step_seconds(rows)
-    pairs = zip(rows, spent, strict=True)
-    return sum(
-        seconds * float(row.get("data_wait_s") or 0) / max(float(row.get("step_time_s") or 0), 1e-9)
-        for row, seconds in pairs
-    )
+    step_s = np.nan_to_num(rows.column("step_time_s")).clip(min=1e-9)
+    return float((step_seconds(rows) * np.nan_to_num(rows.column("data_wait_s")) / step_s).sum())
 
 
 def learning_rate(record: RunRecord, timeline: Timeline, plots: Plots) -> str:
     """Learning rate."""
-    series = [line("learning rate", 0, timeline.points(column(record.rows, "lr")))]
+    series = [line("learning rate", 0, timeline.points(record.rows.column("lr")))]
     kind = record.config.schedule.kind
     note = f"{kind} over tokens, peak {number(record.config.optimizer.lr)}."
     return plots.lines("lr", "Learning rate", note[0].upper() + note[1:], series, zero=True)
@@ -117,8 +103,8 @@ def learning_rate(record: RunRecord, timeline: Timeline, plots: Plots) -> str:
 
 def gradient_norm(record: RunRecord, timeline: Timeline, plots: Plots) -> str:
     """Gradient norm before the clip."""
-    series = [line("gradient norm", 0, timeline.points(column(record.rows, "grad_norm")))]
-    skipped = sum(int(row.get("skipped_steps") or 0) for row in record.rows)
+    series = [line("gradient norm", 0, timeline.points(record.rows.column("grad_norm")))]
+    skipped = int(np.nansum(record.rows.column("skipped_steps")))
     clip = record.config.optimizer.grad_clip_norm
     note = f"Global, before clipping to {number(clip)}; {skipped:,} steps skipped."
     return plots.lines("norm", "Gradient norm", note, series)
@@ -148,13 +134,13 @@ def attention_logits(record: RunRecord, timeline: Timeline, plots: Plots) -> str
 def memory(record: RunRecord, timeline: Timeline, plots: Plots) -> str:
     """Memory, on the GPU where there is one."""
     lines = [
-        ("on the device", 1, column(record.rows, "gpu_memory_bytes")),
-        ("most allocated so far", 0, column(record.rows, "memory_bytes")),
+        ("on the device", 1, record.rows.column("gpu_memory_bytes")),
+        ("most allocated so far", 0, record.rows.column("memory_bytes")),
     ]
     series = [
-        line(name, color, timeline.points([None if v is None else v / 2**30 for v in values]))
+        line(name, color, timeline.points(values / 2**30))
         for name, color, values in lines
-        if any(value is not None for value in values)
+        if any_known(values)
     ]
     if not series:
         return ""
@@ -164,7 +150,7 @@ def memory(record: RunRecord, timeline: Timeline, plots: Plots) -> str:
 
 def power(record: RunRecord, timeline: Timeline, plots: Plots) -> str:
     """Power the GPU draws."""
-    watts = column(record.rows, "gpu_power_w")
+    watts = record.rows.column("gpu_power_w")
     middle = median(watts)
     if middle is None:
         return ""
@@ -176,17 +162,14 @@ def power(record: RunRecord, timeline: Timeline, plots: Plots) -> str:
 def shares(record: RunRecord, timeline: Timeline, plots: Plots) -> str:
     """Planned share of each source so far beside the share trained on."""
     rows = record.rows
-    sources = names(rows, "source_tokens")
-    if len(sources) < 2 or not any(row.get("planned_share") for row in rows):
+    sources = rows.names("source_tokens")
+    if len(sources) < 2 or not rows.names("planned_share"):
         return ""
-    counts = {s: list(accumulate(v or 0.0 for v in inside(rows, "source_tokens", s)))
-              for s in sources}  # fmt: skip
-    totals = [max(sum(one[i] for one in counts.values()), 1e-9) for i in range(len(rows))]
+    counts = np.array([np.nan_to_num(rows.inside("source_tokens", s)).cumsum() for s in sources])
+    seen_shares = 100 * counts / counts.sum(0).clip(min=1e-9)
     series = []
-    for source in sources:
-        seen = [rounded(100 * n / total) for n, total in zip(counts[source], totals, strict=True)]
-        planned = [None if share is None else 100 * share
-                   for share in inside(rows, "planned_share", source)]  # fmt: skip
+    for source, seen in zip(sources, seen_shares, strict=True):
+        planned = 100 * rows.inside("planned_share", source)
         color = record.color(source)
         series.append(line(source, color, timeline.points(seen, 400)))
         series.append(line(f"{source}, planned", color, timeline.points(planned, 400), dash=True))

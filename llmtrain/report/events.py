@@ -8,9 +8,9 @@ import html
 from collections import Counter
 from datetime import UTC, datetime
 
+from llmtrain.report.columns import Columns, Row
 from llmtrain.report.markup import card, table
 from llmtrain.report.record import RunRecord
-from llmtrain.report.series import Row
 
 BAD = ("skipped_step", "spike", "rollback", "hang", "out_of_memory", "save_failed", "failed")
 _QUIET = ("start", "done")
@@ -29,17 +29,17 @@ def shared(record: RunRecord) -> Row:
     return {"marks": sorted(marks), "bands": _bands(record.rows)}
 
 
-def _bands(rows: list[Row]) -> list[list[int]]:
+def _bands(rows: Columns) -> list[list[int]]:
     """First and last step of every second attempt, from the last step of the one before."""
     bands: list[list[int]] = []
-    before, at = 0, None
-    for row in rows:
-        attempt = row.get("attempt")
-        if attempt is not None and attempt % 2 == 0:
+    before, at = 0, 0.0
+    pairs = zip(rows.column("step").tolist(), rows.column("attempt").tolist(), strict=True)
+    for step, attempt in pairs:
+        if attempt % 2 == 0:
             if at != attempt:
-                bands.append([before, int(row["step"])])
-            bands[-1][1] = int(row["step"])
-        at, before = attempt, int(row["step"])
+                bands.append([before, int(step)])
+            bands[-1][1] = int(step)
+        at, before = attempt, int(step)
     return bands
 
 

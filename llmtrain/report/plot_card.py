@@ -5,11 +5,14 @@ page.lines("lr", "Learning rate", "Cosine.", [line("learning rate", 0, points)])
 document(title, body, page.specs)
 """
 
+import math
 from bisect import bisect_right
-from collections.abc import Sequence
 
+import numpy as np
+
+from llmtrain.report.columns import Columns, Row
 from llmtrain.report.markup import card, folded, number, table
-from llmtrain.report.series import Row, names, rounded
+from llmtrain.report.series import any_known, rounded
 
 _TABLE_ROWS = 12
 _HEAT_COLUMNS = 240
@@ -48,18 +51,24 @@ class Plots:
         self.specs[name] = {"series": series, "tall": wide, "label": title, **spec}
         return card(title, note, f"{above}{_place(name)}{folded(listing)}", wide=wide)
 
-    def heat(self, name: str, title: str, note: str, rows: list[Row], key: str, unit: str) -> str:
-        """The card of a heat map of ``row[key]``, a number by layer; empty where none is known."""
-        known = [row for row in rows if row.get(key)]
-        if not known:
+    def heat(self, name: str, title: str, note: str, rows: Columns, key: str, unit: str) -> str:
+        """The card of a heat map of ``row[key]``, a number by layer; empty where none is known.
+
+        A column is a stretch of rows and shows their greatest value: spikes stay.
+        """
+        layers = rows.names(key)
+        if not any(any_known(rows.inside(key, layer)) for layer in layers):
             return ""
-        layers = names(known, key)
-        stretches = _stretches(known)
-        columns = [_greatest(part, key, layers) for part in stretches]
-        values = [list(row) for row in zip(*columns, strict=True)]
-        if not any(value is not None for row in values for value in row):
-            return ""
-        steps = [int(part[-1]["step"]) for part in stretches]
+        known = np.flatnonzero(~np.isnan(rows.column(key)))
+        starts = np.arange(0, len(known), max(1, -(-len(known) // _HEAT_COLUMNS)))
+        values = [
+            [None if math.isnan(value) else rounded(value) for value in greatest.tolist()]
+            for greatest in (
+                np.fmax.reduceat(rows.inside(key, layer)[known], starts) for layer in layers
+            )
+        ]
+        ends = known[np.append(starts[1:], len(known)) - 1]
+        steps = [int(step) for step in rows.column("step")[ends]]
         self.specs[name] = {
             "kind": "heat", "rows": layers, "columns": steps, "values": values, "unit": unit,
             "label": title, "logName": "log color", "log": "y" if _wide(values) else "",
@@ -98,19 +107,6 @@ def _spread(values: list[int]) -> list[int]:
     """Some of the values, the last one among them."""
     stride = max(1, -(-len(values) // _TABLE_ROWS))
     return values[::-1][::stride][::-1]
-
-
-def _stretches(rows: list[Row]) -> list[list[Row]]:
-    """Rows in as many stretches as a heat map has columns."""
-    size = max(1, -(-len(rows) // _HEAT_COLUMNS))
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
-def _greatest(rows: Sequence[Row], key: str, layers: list[str]) -> list[float | None]:
-    """The greatest value of every layer in these rows: spikes stay."""
-    by_layer = zip(*([row[key].get(layer) for layer in layers] for row in rows), strict=True)
-    known = ([value for value in values if value is not None] for values in by_layer)
-    return [rounded(max(values)) if values else None for values in known]
 
 
 def _wide(values: list[list[float | None]]) -> bool:

@@ -4,7 +4,7 @@ Everything but ``config.yaml`` and ``metrics.jsonl`` may be missing: a report ca
 that still trains, was never evaluated or got its tokens elsewhere.
 
     record = read_run(Path("runs/demo"), data=None)
-    record.rows[-1]["loss"]
+    record.rows.last["loss"]
 """
 
 import json
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llmtrain import json_lines
 from llmtrain.config.load import build, from_yaml
 from llmtrain.config.mixture import AdaptiveMixture
@@ -21,7 +23,8 @@ from llmtrain.config.run import RunConfig
 from llmtrain.data.manifest import read_manifest
 from llmtrain.data.shares import share_schedule
 from llmtrain.errors import ConfigError, LLMTrainError
-from llmtrain.report.series import Row, step_seconds
+from llmtrain.report.columns import Columns, Row, read_columns
+from llmtrain.report.series import step_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +35,7 @@ class RunRecord:
     """Run folder."""
     config: RunConfig
     """What it was trained with."""
-    rows: list[Row]
+    rows: Columns
     """Rows of ``metrics.jsonl`` in order of steps; at least one."""
     status: Row
     """``status.json``: code, reason, step; empty while it trains."""
@@ -61,15 +64,12 @@ class RunRecord:
 
     def realised(self) -> dict[str, int]:
         """Target tokens the run has trained on, by source."""
-        totals: dict[str, int] = {}
-        for row in self.rows:
-            for source, tokens in row.get("source_tokens", {}).items():
-                totals[source] = totals.get(source, 0) + int(tokens)
-        return totals
+        key = "source_tokens"
+        return {name: int(np.nansum(self.rows.inside(key, name))) for name in self.rows.names(key)}
 
     def trained_s(self) -> float:
         """Seconds spent in training steps."""
-        return sum(step_seconds(self.rows))
+        return float(step_seconds(self.rows).sum())
 
 
 def read_run(path: Path, data: Path | None) -> RunRecord:
@@ -110,14 +110,14 @@ def read_tree(path: Path) -> Row:
     return from_yaml(config_path.read_text(encoding="utf-8"))
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> Columns:
     """Rows of the run's ``metrics.jsonl``.
 
     Raises:
         ConfigError: there are none yet.
     """
-    rows = json_lines.read(path / "metrics.jsonl")
-    if not rows:
+    rows = read_columns(path / "metrics.jsonl")
+    if not rows.num_rows:
         raise ConfigError(
             f"{path / 'metrics.jsonl'} holds no step yet; train at least to a logging step"
         )

@@ -13,7 +13,7 @@ from llmtrain.report import bars, curves, events
 from llmtrain.report.markup import card, clock, controls, document, header, number, short, tiles
 from llmtrain.report.plot_card import Plots
 from llmtrain.report.record import RunRecord
-from llmtrain.report.series import Timeline, time_unit
+from llmtrain.report.series import Timeline, median, time_unit
 
 
 def render(record: RunRecord) -> str:
@@ -37,7 +37,7 @@ def render(record: RunRecord) -> str:
 
 def _header(record: RunRecord) -> str:
     """Name, how it ended, and the run in one line."""
-    c, last = record.config, record.rows[-1]
+    c, last = record.config, record.rows.last
     reason = str(record.status.get("reason", "training")).replace("_", " ")
     kind = "" if reason == "done" else "stopped"
     axes = [f"{getattr(c.parallel, name)} {text}" for name, text in _AXES.items()
@@ -62,15 +62,15 @@ _AXES = {
 
 def _tiles(record: RunRecord) -> str:
     """The numbers a reader wants first."""
-    last, model = record.rows[-1], record.config.model
-    rates = sorted(row["tokens_per_s"] for row in record.rows)
+    last, model = record.rows.last, record.config.model
+    rate = median(record.rows.column("tokens_per_s"))
     total = num_matmul_parameters(model)
     if not model.tie_word_embeddings:
         total += model.vocab_size * model.hidden_size
     cells = [
         ("Training loss", number(last["loss"]), "nats per token, last interval"),
         ("Tokens", short(last["tokens"]), f"in {clock(record.trained_s())} of training steps"),
-        ("Throughput", short(rates[len(rates) // 2]), "tokens per second, median"),
+        ("Throughput", "–" if rate is None else short(rate), "tokens per second, median"),
     ]
     score = record.evaluation.get("all")
     if score:

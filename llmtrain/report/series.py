@@ -4,17 +4,17 @@ A thinned series keeps the least and the greatest value of every stretch, so a s
 100,000 is drawn. A point is ``[step, value, tokens, time]``.
 
     timeline = Timeline(rows, unit_s=60.0)
-    line("loss", 0, timeline.points([row["loss"] for row in rows]))
+    line("loss", 0, timeline.points(rows.column("loss")))
 """
 
 import math
-from collections.abc import Sequence
-from itertools import accumulate
-from typing import Any
 
-Row = dict[str, Any]
+import numpy as np
+from numpy.typing import NDArray
+
+from llmtrain.report.columns import Columns, Row, Values
+
 Point = list[float]
-Values = Sequence[float | None]
 
 MAX_POINTS = 1500
 
@@ -22,30 +22,26 @@ MAX_POINTS = 1500
 class Timeline:
     """Where each row of a run stands: step, tokens and time spent in training steps."""
 
-    def __init__(self, rows: Sequence[Row], unit_s: float = 1.0) -> None:
+    def __init__(self, rows: Columns, unit_s: float = 1.0) -> None:
         """Take ``rows`` in order; time is told in units of ``unit_s`` seconds."""
-        self.steps = [int(row["step"]) for row in rows]
-        self._tokens = [int(row["tokens"]) for row in rows]
-        spent = accumulate(step_seconds(rows))
-        self._time = [rounded(seconds / unit_s) for seconds in spent]
+        self._steps = rows.column("step").astype(np.int64)
+        self._tokens = rows.column("tokens").astype(np.int64)
+        self._time = step_seconds(rows).cumsum() / unit_s
 
     def points(self, values: Values, limit: int = MAX_POINTS) -> list[Point]:
         """Points of the rows that have a value, at most about ``limit`` of them."""
-        known = [i for i, value in enumerate(values) if value is not None]
-        kept = thinned(known, values, limit)
+        kept = thinned(np.flatnonzero(~np.isnan(values)), values, limit)
+        numbers = (self._steps, values, self._tokens, self._time)
+        drawn = zip(*(one[kept].tolist() for one in numbers), strict=True)
         return [
-            [self.steps[i], rounded(float(values[i] or 0.0)), self._tokens[i], self._time[i]]
-            for i in kept
+            [step, rounded(value), tokens, rounded(time)] for step, value, tokens, time in drawn
         ]
 
 
-def step_seconds(rows: Sequence[Row]) -> list[float]:
+def step_seconds(rows: Columns) -> Values:
     """Seconds of training steps since the row before, by row."""
-    steps = [0, *(int(row["step"]) for row in rows)]
-    return [
-        float(row.get("step_time_s") or 0.0) * max(0, int(row["step"]) - before)
-        for row, before in zip(rows, steps, strict=False)
-    ]
+    steps: Values = np.diff(rows.column("step"), prepend=0.0).clip(min=0.0)
+    return np.nan_to_num(rows.column("step_time_s")) * steps
 
 
 def time_unit(seconds: float) -> tuple[str, float]:
@@ -56,31 +52,26 @@ def time_unit(seconds: float) -> tuple[str, float]:
     return "seconds", 1.0
 
 
-def thinned(known: Sequence[int], values: Values, limit: int) -> list[int]:
+def thinned(known: NDArray[np.intp], values: Values, limit: int) -> NDArray[np.intp]:
     """Indices out of ``known`` that keep first, last, and each stretch's extremes of ``values``."""
     if len(known) <= limit:
-        return list(known)
+        return known
     size = math.ceil(2 * len(known) / limit)
-    kept = {known[0], known[-1]}
-    found = [value or 0.0 for value in values].__getitem__
-    for start in range(0, len(known), size):
-        stretch = known[start : start + size]
-        kept.add(min(stretch, key=found))
-        kept.add(max(stretch, key=found))
-    return sorted(kept)
+    places = np.pad(known, (0, -len(known) % size), mode="edge").reshape(-1, size)
+    stretches, row = values[places], np.arange(len(places))
+    extremes = [places[row, stretches.argmin(1)], places[row, stretches.argmax(1)]]
+    return np.unique(np.concatenate([known[[0, -1]], *extremes]))
 
 
-def smooth(values: Values) -> list[float | None]:
+def smooth(values: Values) -> Values:
     """Mean of the last 5 % of the known values at each of them."""
-    known = [i for i, value in enumerate(values) if value is not None]
+    known = np.flatnonzero(~np.isnan(values))
     width = max(1, len(known) // 20)
-    result: list[float | None] = [None] * len(values)
-    total = 0.0
-    for place, i in enumerate(known):
-        total += float(values[i] or 0.0)
-        if place >= width:
-            total -= float(values[known[place - width]] or 0.0)
-        result[i] = total / min(width, place + 1)
+    steps = np.zeros((len(known), 2))  # what comes into the mean at each of them, what leaves it
+    steps[:, 0] = values[known]
+    steps[width:, 1] = -values[known[:-width]]
+    result = np.full(len(values), np.nan)
+    result[known] = steps.cumsum()[1::2] / np.minimum(width, np.arange(len(known)) + 1)
     return result
 
 
@@ -89,28 +80,21 @@ def line(name: str, color: int, points: list[Point], **more: object) -> Row:
     return {"name": name, "color": color, "points": points, **more}
 
 
-def inside(rows: Sequence[Row], key: str, name: str) -> list[float | None]:
-    """``row[key][name]`` of every row, None where there is none."""
-    return [(row.get(key) or {}).get(name) for row in rows]
+def any_known(values: Values) -> bool:
+    """Whether any row has a value."""
+    return not bool(np.isnan(values).all())
 
 
-def column(rows: Sequence[Row], key: str) -> list[float | None]:
-    """``row[key]`` of every row, None where there is none."""
-    return [row.get(key) for row in rows]
-
-
-def names(rows: Sequence[Row], key: str) -> list[str]:
-    """Names that appear under ``key`` in any row, in order of appearance."""
-    found: Row = {}
-    for row in rows:
-        found.update(row.get(key) or ())
-    return list(found)
+def last(values: Values) -> float | None:
+    """The last known value; None where there are none."""
+    known = values[~np.isnan(values)]
+    return float(known[-1]) if len(known) else None
 
 
 def median(values: Values) -> float | None:
     """The upper median of the known values; None where there are none."""
-    known = sorted(value for value in values if value is not None)
-    return known[len(known) // 2] if known else None
+    known = np.sort(values[~np.isnan(values)])
+    return float(known[len(known) // 2]) if len(known) else None
 
 
 def rounded(value: float) -> float:

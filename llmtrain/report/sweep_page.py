@@ -86,7 +86,7 @@ def _row(sweep: SweepRecord, trial: TrialRecord, best: bool) -> list[str]:
     kind = "best-row" if best else ""
     value = number(trial.value) if trial.value is None else f"{trial.value:.5g}"
     settings = [trial.overrides.get(name) for name in sweep.parameters]
-    step = f"{trial.rows[-1]['step']:,}" if trial.rows else "–"
+    step = f"{trial.rows.last['step']:,}" if trial.rows.num_rows else "–"
     return [
         f'<span class="{kind}" data-trial="{trial.number}">{trial.number}</span>',
         f'<span class="state {html.escape(trial.state)}">{html.escape(trial.state)}</span>',

@@ -12,10 +12,11 @@ from typing import Any
 
 from llmtrain import json_lines
 from llmtrain.errors import ConfigError
+from llmtrain.report.columns import Columns, Row, read_columns
 from llmtrain.report.record import read_json
-from llmtrain.report.series import Row
+from llmtrain.report.series import last
 
-_CURVE_FIELDS = ("step", "tokens", "step_time_s", "loss")
+_CURVE_FIELDS = ("step", "tokens", "step_time_s", "loss", "validation_loss")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +37,8 @@ class TrialRecord:
     """Seconds since the epoch."""
     ended: float | None
     """Seconds since the epoch; None while it runs."""
-    rows: list[Row]
-    """Step, tokens, time and loss of its metrics; empty where it wrote none."""
+    rows: Columns
+    """Step, tokens, time and losses of its metrics; empty where it wrote none."""
     evaluated: bool
     """Whether it has held-out losses: they are the objective where none is named."""
     reason: str
@@ -51,8 +52,7 @@ class TrialRecord:
 
     def loss(self) -> float | None:
         """Its last training loss."""
-        known = [row["loss"] for row in self.rows if row["loss"] is not None]
-        return known[-1] if known else None
+        return last(self.rows.column("loss"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +158,7 @@ def _parameters(planned: Sequence[str], trials: Sequence[TrialRecord]) -> list[s
 def _trial(path: Path, row: Row) -> TrialRecord:
     folder = path / str(row.get("folder") or f"trial-{row['number']:03d}")
     status: Any = read_json(folder / "status.json", {})
-    rows = json_lines.read(folder / "metrics.jsonl")
+    rows = read_columns(folder / "metrics.jsonl", _CURVE_FIELDS)
     return TrialRecord(
         number=int(row["number"]),
         folder=folder.name,
@@ -167,7 +167,7 @@ def _trial(path: Path, row: Row) -> TrialRecord:
         value=row.get("value"),
         started=row.get("started"),
         ended=row.get("ended"),
-        rows=[{key: one.get(key) for key in _CURVE_FIELDS} for one in rows],
-        evaluated=any(one.get("validation_loss") for one in rows),
+        rows=rows,
+        evaluated=bool(rows.names("validation_loss")),
         reason=str(status.get("reason", "")).replace("_", " "),
     )

@@ -10,9 +10,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from llmtrain.report.columns import Row
 from llmtrain.report.markup import controls, number, table
 from llmtrain.report.plot_card import Plots
-from llmtrain.report.series import Row, Timeline, column, line, rounded, smooth
+from llmtrain.report.series import Timeline, line, rounded, smooth
 from llmtrain.report.sweep_record import SweepRecord, TrialRecord
 
 _MOST_GROUPS = 8
@@ -142,19 +143,19 @@ def history(sweep: SweepRecord, plots: Plots, wide: bool) -> str:
 def losses(sweep: SweepRecord, plots: Plots) -> str:
     """Loss curves of all trials."""
     shades = sweep.shades()
-    drawn = [t for t in sweep.trials if any(row["loss"] is not None for row in t.rows)]
+    drawn = [t for t in sweep.trials if t.loss() is not None]
     if not drawn:
         return ""
     limit = max(60, min(1000, 40_000 // len(drawn)))
     series = []
     # The best is drawn last, on top.
     for trial in sorted(drawn, key=lambda t: shades.get(t.number, 2.0), reverse=True):
-        points = Timeline(trial.rows).points(smooth(column(trial.rows, "loss")), limit)
+        points = Timeline(trial.rows).points(smooth(trial.rows.column("loss")), limit)
         shade = {"shade": shades[trial.number]} if trial.number in shades else {}
         color = {"faint": True} if not shade else {}
         series.append(line(f"trial {trial.number}, {trial.state}", 7, points,
                            trial=trial.number, **shade, **color))  # fmt: skip
-    rows = [[str(t.number), f"{t.rows[-1]['step']:,}", number(t.loss())] for t in drawn]
+    rows = [[str(t.number), f"{t.rows.last['step']:,}", number(t.loss())] for t in drawn]
     listing = table(["trial", "last step", "training loss"], rows, sort=True)
     note = "Running mean of every trial's training loss, nats per token; grey without objective."
     return plots.free("losses", "Loss of all trials", note, series, listing, wide=True,

@@ -111,6 +111,8 @@ def _sweep(root: str, task: SweepTask, overrides: Sequence[str]) -> None:
             hydra_context=context, task_function=task, config=config
         )
     except (HydraException, OmegaConfBaseException) as error:
+        if isinstance(error.__cause__, ConfigError):  # of a sweeper's or launcher's own fields
+            raise error.__cause__ from None
         raise ConfigError(" ".join(str(error).split())) from error
     if task.trials is not None:
         # Trials are looked at before they start; Hydra would compose each of them once more.

@@ -3,23 +3,31 @@
 A template is Jinja, as transformers reads it: ``chat_template.jinja`` beside the tokenizer, else
 ``chat_template`` in ``tokenizer_config.json`` (a string, or several with names), else in
 ``chat_template.json``. It runs in Jinja's sandbox, for templates come from others, and sees plain
-data alone.
+data alone. What stands between ``{% generation %}`` and ``{% endgeneration %}`` is an answer;
+``render_marked`` tells where, ``llmtrain.tokenizer.answers`` finds answers in any template.
 
     template = find_template(Path("tokenizer"))
     text = render(template, [{"role": "user", "content": "Hello"}], {"bos_token": "<s>"})
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from llmtrain.errors import DataError
 from llmtrain.tokenizer.files import CONFIG_FILE, read_object
 
 TEMPLATE_FILE = "chat_template.jinja"
 JSON_TEMPLATE_FILE = "chat_template.json"
+
+_BLOCK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+_PRIVATE = range(0xE000, 0xF900)
+"""Code points without a meaning of their own, from which the marks of blocks are taken."""
 
 Message = Mapping[str, Any]
 """``role`` and ``content``, and what else a template asks for (``tool_calls`` and so on)."""
@@ -68,6 +76,20 @@ def required_template(folder: Path) -> str:
     return template
 
 
+class Rendered(NamedTuple):
+    """A conversation as text."""
+
+    text: str
+    """What the template wrote."""
+    answers: list[tuple[int, int]]
+    """Characters [start, end) of every generation block, in order."""
+
+
+def has_answer_blocks(template: str) -> bool:
+    """Whether a template says itself what is an answer."""
+    return _BLOCK.search(template) is not None
+
+
 def render(
     template: str,
     messages: Sequence[Message],
@@ -88,10 +110,53 @@ def render(
     Raises:
         DataError: the template refuses the conversation, or is none.
     """
+    given = {"strftime_now": lambda form: datetime.now().strftime(form), **names}
+    return _written(template, messages, tools, add_generation_prompt, given, ("", ""))
+
+
+def render_marked(
+    template: str,
+    messages: Sequence[Message],
+    names: Mapping[str, Any],
+    *,
+    add_generation_prompt: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> Rendered:
+    """Lay a conversation out as text and tell where its generation blocks stand.
+
+    ``names`` may hold any further variable of the template. The day is not told where they have no
+    ``strftime_now``: equal data gives equal text, with the date a template has for this.
+
+    Raises:
+        DataError: the template refuses the conversation, or is none.
+    """
+    given = json.dumps([messages, tools], ensure_ascii=False)
+    begin, end = islice((mark for mark in map(chr, _PRIVATE) if mark not in given), 2)
+    marked = _written(template, messages, tools, add_generation_prompt, names, (begin, end))
+    parts = re.split(f"([{begin}{end}])", marked)
+    text, starts, answers = "", list[int](), list[tuple[int, int]]()
+    for part in parts:
+        if part == begin:
+            starts.append(len(text))
+        elif part == end:
+            answers.append((starts.pop(), len(text)))
+        else:
+            text += part
+    return Rendered(text, answers)
+
+
+def _written(
+    template: str,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] | None,
+    add_generation_prompt: bool,
+    names: Mapping[str, Any],
+    marks: tuple[str, str],
+) -> str:
     from jinja2.exceptions import TemplateError
 
     try:
-        return str(_environment().from_string(template).render(
+        return str(_compiled(template, marks).render(
             messages=_plain(messages), tools=_plain(tools), documents=None,
             add_generation_prompt=add_generation_prompt, **names,
         ))  # fmt: skip
@@ -107,8 +172,13 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _environment() -> Any:
-    """Make the sandbox, with what templates expect in it."""
+@lru_cache(maxsize=8)
+def _compiled(template: str, marks: tuple[str, str]) -> Any:
+    return _environment(marks).from_string(template)
+
+
+def _environment(marks: tuple[str, str]) -> Any:
+    """Make the sandbox, with what templates expect in it; ``marks`` frame generation blocks."""
     from jinja2.exceptions import TemplateError
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -122,16 +192,15 @@ def _environment() -> Any:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **more)
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_generation_blocks(), loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[_generation_blocks(marks), loopcontrols]
     )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment
 
 
-def _generation_blocks() -> Any:
-    """Make the extension for ``{% generation %}`` blocks, which mark answers; they print as is."""
+def _generation_blocks(marks: tuple[str, str]) -> Any:
+    """Make the extension for ``{% generation %}`` blocks, which print as is between ``marks``."""
     from jinja2 import nodes
     from jinja2.ext import Extension
 
@@ -141,6 +210,7 @@ def _generation_blocks() -> Any:
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body).set_lineno(line)
+            begin, end = (nodes.Output([nodes.TemplateData(mark)]) for mark in marks)
+            return nodes.Scope([begin, *body, end]).set_lineno(line)
 
     return GenerationBlocks

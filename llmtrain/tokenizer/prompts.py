@@ -12,14 +12,22 @@ token in front of every text. Both are here.
 import importlib
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from llmtrain.errors import DataError
 from llmtrain.tokenizer import tokenizer as tokenizers
 from llmtrain.tokenizer.byte_level import JsonTokenizer
 from llmtrain.tokenizer.chat import Message, render, required_template
 from llmtrain.tokenizer.files import CONFIG_FILE, META_FILE, read_object
 from llmtrain.tokenizer.ranks import RanksTokenizer
+from llmtrain.tokenizer.sentence_piece import SPACE_SYMBOL
+
+Int64Array = npt.NDArray[np.int64]
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -62,6 +70,65 @@ class PromptEncoder:
                 ids += self.tokenizer.encode(part)
         return ids
 
+    def encode_with_spans(
+        self, text: str, *, prefix: bool = True
+    ) -> tuple[list[int], Int64Array, Int64Array]:
+        """Return what ``encode`` does, and the characters [start, end) each id stands for.
+
+        Ids of one character that takes several have all of it, ids of ``prefix`` have none.
+
+        Raises:
+            DataError: the tokenizer changes the text, so that its ids stand for other characters.
+        """
+        front = self.prefix if prefix else []
+        if self._whole is not None:
+            found = self._whole.encode(text, add_special_tokens=False)
+            offsets = np.array(found.offsets, dtype=np.int64).reshape(-1, 2)
+            ids, ends = list(found.ids), offsets[:, 1]
+            # the space in front of a word is cut off the offsets of some tokenizers
+            starts = np.minimum(offsets[:, 0], np.append(0, ends)[:-1])
+        else:
+            ids = self.encode(text, prefix=False)
+            starts, ends = self._spans_by_bytes(ids, text)
+        none = np.zeros(len(front), dtype=np.int64)
+        return front + ids, np.concatenate([none, starts]), np.concatenate([none, ends])
+
+    def _spans_by_bytes(self, ids: Sequence[int], text: str) -> tuple[Int64Array, Int64Array]:
+        """Add up the bytes of every id; they have to be those of the text."""
+        spelled = [self._bytes_of(i) for i in ids]
+        if b"".join(spelled) == b" " + text.encode() and spelled[0][:1] == b" ":
+            spelled[0] = spelled[0][1:]  # put in front of the first word
+        if b"".join(spelled) != text.encode():
+            raise DataError(
+                f"the tokenizer in {self.folder} changes texts (its ids spell "
+                f"{b''.join(spelled)[:60]!r}), so its tokens cannot be told apart by characters; "
+                "use its tokenizer.json"
+            )
+        of_byte = np.repeat(np.arange(len(text)), [len(c.encode()) for c in text])
+        ends = np.cumsum([len(part) for part in spelled])
+        firsts = ends - [len(part) for part in spelled]
+        behind = np.append(of_byte, len(text))
+        return behind[firsts], np.where(ends > firsts, of_byte[ends - 1] + 1, behind[firsts])
+
+    def _bytes_of(self, token: int) -> bytes:
+        """The bytes an id spells: those of its name where it is special."""
+        if token in self._spelling:
+            return self._spelling[token].encode()
+        if isinstance(self.tokenizer, RanksTokenizer):
+            return self.tokenizer.bytes_of(token)
+        piece = str(self._processor.id_to_piece(token))
+        if self._processor.is_byte(token):
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace(SPACE_SYMBOL, " ").encode()
+
+    @cached_property
+    def _spelling(self) -> dict[int, str]:
+        return {i: name for name, i in self.special.items()}
+
+    @cached_property
+    def _processor(self) -> Any:
+        return self._pieces()
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ``ids``; special ids give nothing."""
         special = set() if self._whole is not None else set(self.special.values())
@@ -69,8 +136,7 @@ class PromptEncoder:
 
     def name_of(self, token: int) -> str:
         """Return the spelling of a special token, or the text of another."""
-        spelled = {i: name for name, i in self.special.items()}
-        return spelled.get(token) or self.tokenizer.decode([token])
+        return self._spelling.get(token) or self.tokenizer.decode([token])
 
     def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """Lay a conversation out as the prompt of its next message.

@@ -78,6 +78,10 @@ class RanksTokenizer:
             _check_utf8(text)  # tiktoken would put another character in its place
         return [self._encoding.encode_ordinary(text) for text in texts]
 
+    def bytes_of(self, token: int) -> bytes:
+        """Return the bytes that an id spells; they may be a part of a character."""
+        return bytes(self._encoding.decode_single_token_bytes(token))
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ``ids``; special ids give nothing."""
         ordinary = [int(id_) for id_ in ids if int(id_) not in self._special_ids]

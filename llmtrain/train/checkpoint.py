@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from llmtrain.config.training import CheckpointConfig
+from llmtrain.engine.portion import opened
 from llmtrain.errors import CheckpointError
 from llmtrain.train import archive, room, tensor_files
 from llmtrain.train.facts import changed_facts
@@ -217,7 +218,7 @@ class Checkpoints:
         if found is None:
             return False
         self._check_facts(found)
-        state = self._engine.state_dict()
+        state = opened(self._engine.state_dict())
         reader = FileSystemReader(found.path)
         _check_schema(found.path, reader, state)
         with one_process_is_fine():
@@ -258,6 +259,17 @@ class Checkpoints:
                 raise CheckpointError(f"{to.path} cannot be written to: {error}") from error
             if self._mirror is not None:
                 self._mirror.start(to.path)
+
+        from_first_rank(change)
+
+    def distrust(self, after: int) -> None:
+        """Set aside the checkpoints of more than ``after`` steps: what they hold may be wrong."""
+        self._settle()
+
+        def change() -> None:
+            for step, path in archive.scan(self._directory):
+                if step > after:
+                    archive.set_aside(path)
 
         from_first_rank(change)
 

@@ -14,6 +14,7 @@ from llmtrain.data.batch import StepBatch
 from llmtrain.data.held_out import EvaluationBatches
 from llmtrain.engine.protocol import StepResult
 from llmtrain.train.metrics import per_source
+from llmtrain.train.preference_loss import held_out_fields
 from llmtrain.train.progress import Progress
 
 
@@ -62,13 +63,17 @@ class Evaluation:
             self._report(fields, time.perf_counter() - started)
 
     def run(self) -> dict[str, Any]:
-        """Evaluate now; gives ``validation_loss`` and ``validation_tokens`` by source."""
+        """Evaluate now; gives ``validation_loss`` and ``validation_tokens`` by source.
+
+        Of preferences also ``validation_margin`` and ``validation_accuracy``.
+        """
         sums: dict[str, Tensor] = {}
         for batch in self._batches:
             for name, value in self._engine.eval_step(batch.to(self._device)).metrics.items():
                 sums[name] = sums[name] + value if name in sums else value
         lists = {name: value.tolist() for name, value in sums.items()}
-        return per_source(self._batches.source_names, lists, prefix="validation_")
+        names = self._batches.source_names
+        return per_source(names, lists, prefix="validation_") | held_out_fields(names, lists)
 
 
 def _scores(fields: Mapping[str, Any]) -> dict[str, float]:

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 Kind = Literal[
     "start", "resumed", "skipped_step", "spike", "hang", "out_of_memory", "save_failed",
-    "rollback", "preempted", "done", "failed",
+    "rollback", "corruption", "preempted", "done", "failed",
 ]  # fmt: skip
 """What can happen to a run."""
 Listener = Callable[[Kind, str], None]
@@ -43,6 +43,7 @@ _ENDINGS: dict[ExitReason, tuple[Kind, str]] = {
     ExitReason.TIME_LIMIT: ("preempted", "its time was up, and it saved"),
     ExitReason.SAVE_FAILED: ("failed", "the checkpoint to end with could not be written"),
     ExitReason.DIVERGED: ("failed", "the guard found no way on"),
+    ExitReason.CORRUPTED: ("failed", "bits were wrong that nothing else has noticed"),
     ExitReason.PEER_LOST: ("failed", "another rank stopped answering; nothing was saved"),
 }
 

@@ -53,8 +53,8 @@ class Rollback:
 
     first: int
     """First step of the trouble: the checkpoint to go back to lies before it."""
-    last: int
-    """Last step whose batch is to be left out."""
+    last: int | None
+    """Last step whose batch is to be left out; None where the same batches come again."""
     why: str
     """What happened, for people."""
 
@@ -137,6 +137,8 @@ class Guard:
         """The sentence for it, where the guard itself stopped the run."""
         self.rollback: Rollback | None = None
         """Where it must go back to; with ``ExitReason.ROLLED_BACK``."""
+        self.sound_step: int | None = None
+        """Last step whose state is trusted; with ``ExitReason.CORRUPTED``."""
         if saved:
             self._load(saved)
         self._limit()
@@ -193,6 +195,21 @@ class Guard:
         self.reason, self.why = ExitReason.DIVERGED, why
         logger.error("%s", why)
 
+    def distrust(self, why: str, sound_step: int) -> None:
+        """Go on from what was saved up to ``sound_step``, or stop; called by all ranks alike."""
+        logger.error("%s", why)
+        if self._tell is not None:
+            self._tell("corruption", why)
+        if self._config.on_corruption == "rollback":
+            self._go_back(sound_step + 1, None, why)
+            return
+        self.reason = ExitReason.CORRUPTED
+        self.sound_step = sound_step
+        self.why = (
+            f"{why}; checkpoints after step {sound_step} were set aside; look at that machine, "
+            "leave it out, and the same command goes on from the newest one before"
+        )
+
     @property
     def _sound(self) -> bool:
         return self.reason in (None, ExitReason.PREEMPTED)
@@ -232,7 +249,7 @@ class Guard:
             "or optimizer.grad_clip_norm and start again from an older checkpoint"
         )
 
-    def _go_back(self, first: int, last: int, why: str) -> None:
+    def _go_back(self, first: int, last: int | None, why: str) -> None:
         times, most = len(self.rolled_back_to), self._config.max_rollbacks
         if times >= most:
             self.stop(

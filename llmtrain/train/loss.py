@@ -45,7 +45,7 @@ def pretraining_loss(
     """
 
     def loss(hidden: Tensor, head: nn.Module, batch: StepBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        weight, partition = _matrix(head)
+        weight, partition = head_matrix(head)
         total, losses, log_denominators = chunked_linear_cross_entropy(
             hidden.flatten(0, 1),
             weight,
@@ -62,8 +62,8 @@ def pretraining_loss(
         weights = batch.loss_weight.to(losses.dtype)
         weighted = losses * weights
         metrics = {
-            "source_loss_sum": _by_source(weighted, batch.source_ids, num_sources),
-            "source_tokens": _by_source(weights, batch.source_ids, num_sources),
+            "source_loss_sum": by_source(weighted, batch.source_ids, num_sources),
+            "source_tokens": by_source(weights, batch.source_ids, num_sources),
         }
         if z_loss_weight:
             squares = log_denominators.square() * weights.flatten()
@@ -73,15 +73,15 @@ def pretraining_loss(
     return loss
 
 
-def _matrix(head: nn.Module) -> tuple[Tensor, VocabPartition | None]:
-    """Give the head's matrix and which rows of the vocabulary it holds."""
+def head_matrix(head: nn.Module) -> tuple[Tensor, VocabPartition | None]:
+    """Give the head's matrix and which rows of the vocabulary it holds; TypeError without one."""
     weight, partition = head.weight, getattr(head, "partition", None)
     if not isinstance(weight, Tensor) or not isinstance(partition, VocabPartition | None):
         raise TypeError(f"the head is a {type(head).__name__} without a weight matrix")
     return weight, partition
 
 
-def _by_source(values: Tensor, source_ids: Tensor, num_sources: int) -> Tensor:
+def by_source(values: Tensor, source_ids: Tensor, num_sources: int) -> Tensor:
     """Sum rows [R, S] by source [R] into [num_sources]; deterministic on every device."""
     sources = torch.arange(num_sources, device=source_ids.device, dtype=source_ids.dtype)
     member = source_ids[None, :] == sources[:, None]

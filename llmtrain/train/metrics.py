@@ -21,8 +21,9 @@ from torch import Tensor
 from llmtrain.config.model import ModelConfig
 from llmtrain.engine.protocol import StepResult
 from llmtrain.planner.devices import peak_tflops
-from llmtrain.planner.flops import CONVENTION, flops_per_token
+from llmtrain.planner.flops import convention, flops_per_token
 from llmtrain.train.feed import Feed
+from llmtrain.train.preference_loss import reward_fields
 from llmtrain.train.progress import Progress
 from llmtrain.train.schedule import Schedule
 
@@ -69,7 +70,7 @@ class Meter:
         return {
             "mfu": self._mfu(tokens, seconds, causal=False),
             "mfu_causal": self._mfu(tokens, seconds, causal=True),
-            "mfu_convention": CONVENTION,
+            "mfu_convention": convention(self.model),
         }
 
     def _mfu(self, tokens: Mapping[int, int], seconds: float, causal: bool) -> float | None:
@@ -186,6 +187,7 @@ class Metrics:
             "batch_hash": self._batch_hash(progress.step - 1),
             "skipped_steps": interval.num_steps - sums["applied"],
             **per_source(self._source_names, sums),
+            **reward_fields(sums),
             **interval.extra,
             "time": time.time(),
         }

@@ -10,7 +10,7 @@ after it are cut.
 import json
 import logging
 import sys
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -103,8 +103,9 @@ class Console(AbstractContextManager["Console"]):
         line = console_line(row)
         logger.info("%s", line, extra={"file_only": self._bar is not None})
         if self._bar is not None:
-            self._bar.update(row["step"] - self._bar.n)
-            self._bar.set_description_str(line)
+            with suppress(OSError):  # the terminal is gone
+                self._bar.update(row["step"] - self._bar.n)
+                self._bar.set_description_str(line)
 
 
 def console_line(row: Row) -> str:
@@ -113,6 +114,7 @@ def console_line(row: Row) -> str:
     parts = [
         f"step {row['step']}/{row['num_steps']}",
         f"loss {_number(row['loss'], '.4f')}",
+        _rewards(row.get("rewards")),
         f"lr {row['lr']:.2e}",
         f"grad norm {_number(row['grad_norm'], '.3f')}",
         f"{row['tokens_per_s']:,.0f} tokens/s",
@@ -120,9 +122,17 @@ def console_line(row: Row) -> str:
         f"skipped {row['skipped_steps']}" if row["skipped_steps"] else "",
         _slowest(row.get("rank_step_time_s")),
         *(f"held-out {n} {v:.4f}" for n, v in row.get("validation_loss", {}).items()),
+        *(f"accuracy {n} {v:.1%}" for n, v in row.get("validation_accuracy", {}).items()),
         f"{_clock(left_s)} left",
     ]
     return " | ".join(part for part in parts if part)
+
+
+def _rewards(rewards: Row | None) -> str:
+    """What a preference run says of its pairs."""
+    if rewards is None:
+        return ""
+    return f"margin {rewards['margin']:.4f} | accuracy {rewards['accuracy']:.1%}"
 
 
 def _slowest(times: Row | None) -> str:

@@ -62,17 +62,21 @@ def go_back(
             "set checkpoint.keep_last higher or checkpoint.every_steps lower"
         )
         return ExitReason.DIVERGED
-    skip = plan.leave_out(found.step, rollback.last - 1)
-    left_out = journal.leaving_out(found.meta.get("journal", {}), skip)
-    text = (
-        f"{rollback.why}; going back to step {found.step} and leaving out the {skip.num_units} "
-        f"windows of the batches of steps {found.step + 1} to {rollback.last}; {trace} "
-        f"step={rollback.last} names the documents; a new run does the same with "
-        f"data.skip_steps={skip_steps(plan, left_out)}"
-    )
+    left_out = found.meta.get("journal", {})
+    text = f"{rollback.why}; going back to step {found.step}"
+    if rollback.last is None:
+        text += ", to make the same steps again"
+    else:
+        skip = plan.leave_out(found.step, rollback.last - 1)
+        left_out = journal.leaving_out(left_out, skip)
+        text += (
+            f" and leaving out the {skip.num_units} windows of the batches of steps "
+            f"{found.step + 1} to {rollback.last}; {trace} step={rollback.last} names the "
+            f"documents; a new run does the same with data.skip_steps={skip_steps(plan, left_out)}"
+        )
     logger.warning("%s", text)
-    before = plan.journal.to_plain()
-    tell("rollback", text, rollback.last, to_step=found.step, reached=reached, journal=before)
+    before, at = plan.journal.to_plain(), rollback.last or reached
+    tell("rollback", text, at, to_step=found.step, reached=reached, journal=before)
     saved = found.meta.get("guard") or guard.to_plain()
     times = [*guard.rolled_back_to, found.step]
     checkpoints.go_back(found, journal=left_out, guard={**saved, "rolled_back_to": times})

@@ -38,6 +38,8 @@ class ExitReason(Enum):
     """The checkpoint the run had to end with could not be written."""
     DIVERGED = "diverged"
     """The guard found no way on: too many updates were skipped in a row, or too many rollbacks."""
+    CORRUPTED = "corrupted"
+    """A search for silent corruption found some; the log names the rank."""
     ROLLED_BACK = "rolled_back"
     """The guard goes back to a checkpoint; no process ends with it."""
     PEER_LOST = "peer_lost"

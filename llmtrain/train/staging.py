@@ -62,7 +62,7 @@ class Staging:
         ``after`` is what ``ready`` gave; the copy does not hold up later work of the GPU.
         """
         self._touching.join()
-        sources = [piece.source(state) for piece in self._pieces]
+        sources = (piece.source(state) for piece in self._pieces)  # packed ones expand one by one
         if self._side is None or after is None:
             for value, source in zip(self.values, sources, strict=True):
                 value.copy_(source)

@@ -1,13 +1,15 @@
 """Start a run with the weights of a checkpoint: of an import, or of another run.
 
 Step, data, optimizer state and journal are those of a new run. Only the model's weights are read,
-whatever layout and engine wrote them, and every one has to be there.
+whatever layout and engine wrote them, and every one has to be there. An adapter of the run starts
+fresh beside the weights of a checkpoint that has none.
 
     carried = start_from("runs/llama", engine, config.model)     # on every rank
 """
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from llmtrain.config.model import ModelConfig
+from llmtrain.engine.portion import opened
 from llmtrain.errors import CheckpointError
+from llmtrain.model.adapter import LORA_A, is_adapter
 from llmtrain.model.parameters import parameter_table
 from llmtrain.train import archive
 from llmtrain.train.checkpoint import MODEL_PREFIX, Stateful
@@ -37,9 +41,16 @@ def start_from(where: str, engine: Stateful, model: ModelConfig) -> Mapping[str,
     it is damaged or of another model.
     """
     found = from_first_rank(lambda: archive.locate(Path(where)))
-    check_weights(found.path, StoredWeights(found.path).shapes, model)
-    state = engine.state_dict()
-    weights = {name: tensor for name, tensor in state.items() if name.startswith(MODEL_PREFIX)}
+    shapes = StoredWeights(found.path).shapes
+    check_adapter(found.path, shapes, model)
+    fresh = model.adapter is not None and not any(map(is_adapter, shapes))
+    check_weights(found.path, shapes, replace(model, adapter=None) if fresh else model)
+    state = opened(engine.state_dict())
+    weights = {
+        name: tensor
+        for name, tensor in state.items()
+        if name.startswith(MODEL_PREFIX) and not (fresh and is_adapter(name))
+    }
     with one_process_is_fine():
         try:
             reader = FileSystemReader(found.path)
@@ -50,6 +61,23 @@ def start_from(where: str, engine: Stateful, model: ModelConfig) -> Mapping[str,
     logger.info("started with the weights of %s", found.path)
     carried: Mapping[str, Any] = found.meta.get("carried", {})
     return carried
+
+
+def check_adapter(path: Path, shapes: Mapping[str, tuple[int, ...]], model: ModelConfig) -> None:
+    """Compare a checkpoint's adapter with that of ``model``; having none is fine.
+
+    Raises:
+        CheckpointError: the model has no adapter, or one of another rank.
+    """
+    ranks = {shape[0] for name, shape in shapes.items() if name.endswith(LORA_A)}
+    wanted = set() if model.adapter is None else {model.adapter.rank}
+    if ranks and ranks != wanted:
+        own = "null" if model.adapter is None else f"an adapter of rank {model.adapter.rank}"
+        raise CheckpointError(
+            f"{path} holds an adapter of rank {max(ranks)}, the configuration has model.adapter="
+            f"{own}; use the model.adapter the checkpoint was made with, or start from its merged "
+            "export (llmtrain export, then llmtrain import)"
+        )
 
 
 def check_weights(path: Path, shapes: Mapping[str, tuple[int, ...]], model: ModelConfig) -> None:

@@ -16,7 +16,7 @@ for bit in values; checksums inside torch's own container are left to ``meta.jso
 import math
 import os
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -88,6 +88,15 @@ def own_items(state: Mapping[str, Tensor], coordinator: bool) -> SavePlan:
     planner = DefaultSavePlanner()
     planner.set_up_planner(dict(state), is_coordinator=coordinator)
     return planner.create_local_plan()
+
+
+def own_rectangles(
+    state: Mapping[str, Tensor],
+) -> Iterator[tuple[tuple[str, tuple[int, ...]], Tensor]]:
+    """Give every rectangle this rank holds: name of the tensor and offset in it, and the values."""
+    for item in own_items(state, True).items:
+        values: Tensor = find_state_dict_object(cast(dict[str, Any], state), item.index)
+        yield (item.index.fqn, tuple(item.index.offset or ())), values.detach()
 
 
 def share_out(plans: Sequence[SavePlan]) -> tuple[list[Sequence[WriteItem]], Metadata]:

@@ -82,7 +82,7 @@ class TimeLimit:
         logger.warning(
             "a step of up to %.1f s and a save of %.1f s are more than checkpoint.grace_s=%g: a "
             "run that is asked to stop would be killed before its checkpoint is written; save to a "
-            "faster disk, or give it more time (launch.signal_s, launch.grace_s) and set "
-            "checkpoint.grace_s to it",
+            "faster disk, or give it more time: launch.signal_s, launch.grace_s, or where "
+            "something else starts it, checkpoint.grace_s itself",
             step_s, save_s, self._grace_s,
         )  # fmt: skip

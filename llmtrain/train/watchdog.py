@@ -25,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+import orjson
 import torch
 
 import llmtrain
@@ -42,8 +43,9 @@ _BEAT_S = 1.0
 _SLOW_SHARE = 0.9
 """Of the collectives' time-out: the culprit of a slow phase is named before that ends its peers."""
 
-_START = "import sys; sys.path.insert(0, sys.argv[1]); " \
-    "from llmtrain.hang.supervisor import main; raise SystemExit(main(sys.argv[2:]))"  # fmt: skip
+_START = "import sys; sys.path[:0] = sys.argv[1:3]; " \
+    "from llmtrain.hang.supervisor import main; raise SystemExit(main(sys.argv[3:]))"  # fmt: skip
+"""Two folders instead of all that ``site`` looks through: this package's, and orjson's."""
 
 
 class Watchdog(AbstractContextManager["Watchdog"]):
@@ -120,9 +122,9 @@ class Watchdog(AbstractContextManager["Watchdog"]):
             host=socket.gethostname(), deadline_s=hang_s, slow_s=slow_s,
             ends=self._config.hang_action == "end",
         )  # fmt: skip
-        root = str(Path(llmtrain.__file__).parents[1])
+        roots = [str(Path(module.__file__ or "").parents[1]) for module in (llmtrain, orjson)]
         process = subprocess.Popen(
-            [sys.executable, "-S", "-c", _START, root, json.dumps(job.plain)],
+            [sys.executable, "-S", "-c", _START, *roots, json.dumps(job.plain)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
             cwd="/",
         )  # fmt: skip

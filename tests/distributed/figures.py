@@ -24,9 +24,9 @@ class Tolerance:
     gradient: float
     """Of the first loss and of every gradient."""
     curve: float
-    """Of losses over twenty steps, of the evaluation, of a source's losses."""
+    """Of losses over the steps, of the evaluation, of a source's losses."""
     norm: float
-    """Of gradient norms over twenty steps."""
+    """Of gradient norms over the steps."""
 
 
 TOLERANCES = {
@@ -51,7 +51,7 @@ class Figures:
     fp64: float
     """Of the first loss and any gradient in fp64; 0 where the engine has no fp64."""
     curve: float
-    """Of any loss in twenty steps and one after a refused step, of evaluation and of a source."""
+    """Of any loss of the steps and of one after a refused step, of evaluation and of a source."""
     norm: float
     """Of any gradient norm."""
     start: bool

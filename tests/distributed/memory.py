@@ -36,12 +36,16 @@ SHAPE = BatchShape(rows=8, sequence_length=24, vocab_size=MODEL.vocab_size)
 
 
 def weigh(
-    place: Place, parallel: ParallelConfig, engine: EngineConfig, optimizer: OptimizerConfig
+    place: Place,
+    parallel: ParallelConfig,
+    engine: EngineConfig,
+    optimizer: OptimizerConfig,
+    model: ModelConfig = MODEL,
 ) -> tuple[Seat, int, int, int]:
     """Take two steps; where this rank sits, and its bytes of parameters, gradients, state."""
     with World(parallel, engine, place) as world:
         made = make_engine(
-            MODEL, parallel, engine, world, seed=5,
+            model, parallel, engine, world, seed=5,
             loss=pretraining_loss(SHAPE.num_sources, chunk_tokens=16),
             optimizer_factory=optimizer_factory(optimizer), grad_clip_norm=1.0,
         )  # fmt: skip
@@ -57,9 +61,11 @@ def weigh(
 def _native(engine: NativeEngine) -> tuple[int, int, int]:
     local = engine._local
     modules = [p for module in local.modules for p in module.parameters()]
+    kept = [owned.packed for owned in local.owned if owned.packed is not None]
+    packed = [tensor for matrix in kept for tensor in (matrix.codes, matrix.factors)]
     return (
-        _bytes([*modules, *(owned.local for owned in local.parameters)]),
-        _bytes(owned.local.grad for owned in local.parameters),
+        _bytes([*modules, *(owned.local for owned in local.owned), *packed]),
+        _bytes([*(o.local.grad for o in local.owned), *(p.grad for p in modules)]),
         _bytes(v for state in engine._optimizer.state.values() for v in state.values()),
     )
 
@@ -89,7 +95,7 @@ def _bytes(tensors: Iterable[Tensor | None]) -> int:
     """Sum the bytes of the distinct storages behind tensors; of DTensors the local ones."""
     sizes = {}
     for tensor in tensors:
-        if tensor is not None:
+        if tensor is not None and not tensor.is_meta:
             storage = getattr(tensor, "_local_tensor", tensor).untyped_storage()
             sizes[storage._cdata] = storage.nbytes()
     return sum(sizes.values())

@@ -4,14 +4,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from llmtrain.cli import main
+from llmtrain.config.adapter import AdapterConfig
+from llmtrain.config.load import write_yaml
 from llmtrain.config.model import ModelConfig
+from llmtrain.config.run import RunConfig
+from llmtrain.config.training import TrainingConfig
 from llmtrain.errors import LayoutError
 from llmtrain.interop.huggingface import save_model
+from llmtrain.model.adapter import LORA_B
 from llmtrain.model.init import initialize_model
 from llmtrain.model.transformer import Transformer
 from llmtrain.parallel.place import Place
+from llmtrain.train.weights import NewWeight, write_weights
 from tests.distributed.inferences import infer
 from tests.world import RankPool
 
@@ -39,3 +46,28 @@ def test_two_ranks_infer_as_one(ranks: RankPool, tmp_path: Path, tied: bool) -> 
         assert loss == pytest.approx(nats, rel=1e-6)
     with pytest.raises(LayoutError, match="started were 1"):
         infer(Place(), run, 2)
+
+
+def test_an_adapter_is_cut_with_its_matrices(ranks: RankPool, tmp_path: Path) -> None:
+    config = replace(MODEL, adapter=AdapterConfig(rank=3))
+    model = Transformer(config)
+    initialize_model(model, config, seed=5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(LORA_B):
+                parameter.fill_(0.3)
+    weights = [
+        NewWeight(
+            name=name, shape=tuple(p.shape), dtype=p.dtype,
+            rows=lambda start, stop, p=p: p.detach()[start:stop],
+        )
+        for name, p in model.named_parameters()
+    ]  # fmt: skip
+    write_weights(tmp_path / "checkpoints", weights, carried={})
+    training = TrainingConfig(num_tokens=64, sequence_length=16, global_batch_tokens=16)
+    write_yaml(RunConfig(model=config, training=training), tmp_path / "config.yaml")
+    rows, nats = infer(Place(), str(tmp_path), 1)
+    assert len(set(rows[0][0])) > 4
+    for found, loss in ranks.run(infer, str(tmp_path), 2, size=2):
+        assert found == rows
+        assert loss == pytest.approx(nats, rel=1e-6)

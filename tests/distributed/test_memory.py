@@ -1,10 +1,14 @@
 """The planner's bytes of parameters, gradients and optimizer state are those of live ranks."""
 
 import math
+from dataclasses import replace
+from typing import Literal
 
 import pytest
 
+from llmtrain.config.adapter import AdapterConfig
 from llmtrain.config.engine import DeepSpeedConfig, EngineConfig
+from llmtrain.config.model import ModelConfig
 from llmtrain.config.parallel import ParallelConfig
 from llmtrain.config.training import OptimizerConfig
 from llmtrain.planner.memory import seats_of, state_bytes
@@ -35,15 +39,16 @@ def check(
     parallel: ParallelConfig,
     engine: EngineConfig,
     optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008  # frozen
+    model: ModelConfig = MODEL,
 ) -> None:
     """Compare every rank's three figures with the formula's, within 1 %."""
     assert isinstance(parallel.dp_shard, int)
     axes = (parallel.pp, parallel.dp_replicate, parallel.dp_shard, parallel.cp, parallel.tp)
-    weighed = ranks.run(weigh, parallel, engine, optimizer, size=math.prod(axes))
+    weighed = ranks.run(weigh, parallel, engine, optimizer, model, size=math.prod(axes))
 
     assert {seat for seat, *_ in weighed} == set(seats_of(parallel, parallel.dp_shard))
     for seat, *found in weighed:
-        want = state_bytes(MODEL, parallel, engine, optimizer, parallel.dp_shard, seat)
+        want = state_bytes(model, parallel, engine, optimizer, parallel.dp_shard, seat)
         assert found == pytest.approx(
             [want.parameters, want.gradients, want.optimizer], rel=0.01
         ), seat
@@ -69,6 +74,25 @@ def test_native_optimizers(layout: str, optimizer: str, ranks: RankPool) -> None
 def test_native_without_masters(layout: str, ranks: RankPool) -> None:
     engine = EngineConfig(precision="bf16", master_dtype="bf16", device="cpu", timeout_s=60.0)
     check(ranks, NATIVE[layout], engine, OptimizerConfig(state_dtype="bf16"))
+
+
+@pytest.mark.parametrize(
+    ("layout", "precision", "base"),
+    [
+        ("one process", "bf16", None),
+        ("fsdp2", "bf16", None),
+        ("fsdp2 tp2", "fp32", None),
+        ("pp2", "bf16", None),
+        ("pp2", "fp32", "nf4"),
+    ],
+)
+def test_native_adapters(
+    layout: str, precision: str, base: Literal["nf4"] | None, ranks: RankPool
+) -> None:
+    """The base has the type it is computed in, or 4 bits, and neither gradients nor state."""
+    engine = EngineConfig(precision=precision, device="cpu", timeout_s=60.0)
+    model = replace(MODEL, adapter=AdapterConfig(rank=6, quantize_base=base))
+    check(ranks, NATIVE[layout], engine, model=model)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -4,8 +4,8 @@ The driver does what a cluster does: it starts the same command until the run sa
 and where one rank has ended it ends the others. What it then holds is a run that must be, bit by
 bit, the one nobody has touched.
 
-    storm = Storm(folder, LAYOUTS["fsdp4"], seed=0, num_steps=60)
-    hits = [storm.hit(fault) for fault in ("kill one", "flip", "supervisor")]
+    storm = Storm(folder, LAYOUTS["fsdp4"], seed=0, num_steps=60, poisoned=[25])
+    hits = [storm.hit(fault) for fault in ("kill one", "flip", POISON, "supervisor")]
     storm.finish()
     assert storm.differences() == []
 """
@@ -19,26 +19,25 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from llmtrain import json_lines
+from llmtrain.config.load import load
+from llmtrain.config.run import RunConfig
+from llmtrain.data.plan import plan_of
+from llmtrain.data.store import TokenStore
 from llmtrain.train import archive
-from tests.end_to_end.commands import (
-    TINY,
-    Command,
-    losses,
-    make_store,
-    saved_state,
-    status,
-    steps,
-)
+from tests.end_to_end.commands import TINY, Command, losses, saved_state, status, steps
+from tests.end_to_end.poison import spoil, write_documents
 
 SAVE_EVERY = 5
 HANG_S = 4.0
 END_S = 2.0
 """Ranks whose peer has died get so long to end by themselves; a launcher gives them no more."""
-DISK = "24m"
+DISK = "48m"
 """Size of the disk of a run that fills it."""
 
 
@@ -62,6 +61,8 @@ FILES = ("truncate", "flip", "missing file")
 """Faults of the newest checkpoint, found when the run starts again."""
 FULL_DISK = "full disk"
 """Needs a mount, and so root."""
+POISON = "poisoned batch"
+"""No number comes out of it; the run goes back and leaves it out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +85,18 @@ class Storm:
     """One run under faults, and its undisturbed twin."""
 
     def __init__(
-        self, folder: Path, layout: Layout, seed: int, num_steps: int, own_disk: bool = False
+        self,
+        folder: Path,
+        layout: Layout,
+        seed: int,
+        num_steps: int,
+        poisoned: Sequence[int] = (),
+        own_disk: bool = False,
     ) -> None:
-        """Train the twin; ``own_disk`` puts the run on a small file system of its own."""
+        """Make the data, with the batches of steps ``poisoned``, which lie far apart, spoilt.
+
+        ``own_disk`` puts the run on a small file system of its own.
+        """
         self.folder = folder
         self.layout = layout
         self._draw = random.Random(seed)
@@ -97,12 +107,10 @@ class Storm:
         if own_disk:
             mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(self._runs)]
             subprocess.run(mount, check=True)
-        make_store(folder / "web", seed=0)
         self.run = self._runs / "storm"
         self._running: Command | None = None
-        twin = self._start("calm", folder)
-        if twin.wait() != 0:
-            raise AssertionError(twin.output)
+        self._num_poisons = 0
+        self._make_data(poisoned)
 
     @property
     def _command(self) -> Command:
@@ -120,6 +128,8 @@ class Storm:
 
     def hit(self, fault: str) -> Hit:
         """Let the run make some steps, strike, and let it come back."""
+        if fault == POISON:
+            return self._meet_poison(self._under_way())
         struck = _STRIKES[fault](self, self._under_way())
         ended = self._running is None
         back = self._begin() if ended else struck
@@ -134,29 +144,71 @@ class Storm:
             raise AssertionError((self.folder / "storm.log").read_text())
 
     def differences(self) -> list[str]:
-        """What of the run is not as in its twin: tensors, steps, losses."""
+        """Train the twin; what of the run is not as in it: tensors, steps, losses.
+
+        It is told from the start to leave out what the run has left out.
+        """
+        told = [event["text"].rpartition(" with ")[2] for event in self._rollbacks[-1:]]
+        twin = self._start("calm", self.folder, *told)
+        if twin.wait() != 0:
+            raise AssertionError(twin.output)
         calm = self.folder / "calm"
         last = self._num_steps
         expected, found = saved_state(calm, last), saved_state(self.run, last)
         wrong = sorted(set(expected) ^ set(found))
-        wrong += [name for name in found if not torch.equal(found[name], expected[name])]
+        wrong += [name for name in found if not _equal(found[name], expected[name])]
         if steps(self.run) != list(range(1, last + 1)):
             wrong.append("the steps of metrics.jsonl")
         if losses(self.run) != losses(calm):
             wrong.append("the losses of metrics.jsonl")
         return wrong
 
-    def _start(self, name: str, runs: Path) -> Command:
+    def _words(self, name: str, runs: Path) -> list[str]:
+        return [
+            *TINY, f"name={name}", f"runs_dir={runs}", f"data.sources.web={self.folder}/web",
+            f"training.num_tokens={256 * self._num_steps}", "training.micro_batch_size=1",
+            "model.hidden_size=64", "model.intermediate_size=128",
+            "model.tie_word_embeddings=false", f"checkpoint.every_steps={SAVE_EVERY}",
+            f"monitor.hang_s={HANG_S:g}", "engine.timeout_s=60", "guard.spike_zscore=null",
+        ]  # fmt: skip
+
+    def _start(self, name: str, runs: Path, *more: str) -> Command:
         words = [
-            "train", *TINY, f"name={name}", f"runs_dir={runs}",
-            f"data.sources.web={self.folder}/web", f"training.num_tokens={256 * self._num_steps}",
-            "training.micro_batch_size=1", "model.hidden_size=64", "model.intermediate_size=128",
-            f"checkpoint.every_steps={SAVE_EVERY}", f"monitor.hang_s={HANG_S:g}",
-            "engine.timeout_s=60", *self.layout.words,
+            "train", *self._words(name, runs), *self.layout.words, "guard.on_spike=[rollback]",
+            f"checkpoint.start_from={self.folder}/weights", *more,
         ]  # fmt: skip
         return Command(
             words, self.folder / f"{name}.log", self.layout.ranks, deepspeed=self.layout.deepspeed
         )
+
+    def _make_data(self, poisoned: Sequence[int]) -> None:
+        """Documents that are a window each, and weights to start from."""
+        store, count = self.folder / "web", 8 * (self._num_steps + 20 * len(poisoned))
+        write_documents(store, count)
+        words = self._words("first", self.folder)
+        plan = plan_of(load("train", words, RunConfig), {"web": TokenStore.open(store)})
+        windows = [w for step in poisoned for w in plan.windows(step - 1).windows.tolist()]
+        shutil.rmtree(store)
+        write_documents(store, count, windows)
+        log = self.folder / "first.log"
+        first = Command(["train", *words, "training.stop_at_step=1"], log)
+        if first.wait() != 0:
+            raise AssertionError(first.output)
+        spoil(self.folder / "weights" / "checkpoints", saved_state(self.folder / "first", 1))
+
+    @property
+    def _rollbacks(self) -> list[dict[str, Any]]:
+        """Events of the times the run went back by itself."""
+        found = json_lines.read(self.run / "events.jsonl")
+        return [event for event in found if event["kind"] == "rollback"]
+
+    def _meet_poison(self, command: Command) -> Hit:
+        """Let the run go on until it has gone back from the next poisoned batch."""
+        met = self._num_poisons
+        command.until(lambda: len(self._rollbacks) > met)
+        self._num_poisons += 1
+        event = self._rollbacks[met]
+        return Hit(POISON, event["reached"], event["to_step"])
 
     @property
     def _newest(self) -> int:
@@ -237,8 +289,9 @@ class Storm:
     def _fill_disk(self, command: Command) -> int:
         """Leave room for lines, not for a checkpoint; give it back after a save has failed."""
         struck, ballast = self._newest, self._runs / "ballast"
-        free = shutil.disk_usage(self._runs).free
-        ballast.write_bytes(b"\0" * max(0, free - 200_000))
+        with ballast.open("ab", buffering=0) as file:  # the run may be writing, too
+            while shutil.disk_usage(self._runs).free > 300_000:
+                file.write(bytes(100_000))
         events = self.run / "events.jsonl"
         command.until(lambda: any(
             e["kind"] == "save_failed" and e["step"] >= struck for e in json_lines.read(events)
@@ -251,6 +304,11 @@ class Storm:
         """Wait until it has ended; the newest step there was."""
         self._settle(command)
         return self._newest
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Bit by bit; what is no number is so in both."""
+    return torch.equal(one.nan_to_num(nan=7.0), other.nan_to_num(nan=7.0))
 
 
 def _starts(events: Path) -> list[int]:

@@ -272,11 +272,14 @@ def run_words(
         sys.stderr.flush()
 
 
-def run_torchrun(place: object, words: list[str], log: str, environment: dict[str, str]) -> int:
+def run_torchrun(
+    place: object, words: list[str], log: str, environment: dict[str, str], max_restarts: int = 0
+) -> int:
     """Be torchrun with two ranks, which are forks of this process instead of new ones."""
     from torch.distributed import run
 
-    options = ["--standalone", "--nproc-per-node=2", "--run-path", "--start-method=fork"]
+    options = ["--standalone", "--nproc-per-node=2", "--run-path", "--start-method=fork",
+               f"--max-restarts={max_restarts}"]  # fmt: skip
     multiprocessing.current_process().daemon = False  # as what forked it is; those start nothing
 
     def launch(words: list[str]) -> int:

@@ -1,6 +1,9 @@
 """One command on whatever number of ranks there is: the same batches, the same losses."""
 
 import json
+import os
+import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from tests.end_to_end.commands import (
     losses,
     make_store,
     rows,
+    run_torchrun,
     saved_steps,
     status,
     steps,
@@ -59,3 +63,24 @@ def test_a_run_stops_and_saves_before_its_time_is_up(tmp_path: Path) -> None:
     last = json.loads((run / "events.jsonl").read_text().splitlines()[-1])
     assert last["kind"] == "preempted"
     assert last["text"].startswith("training.max_time_s leaves ")
+
+
+def test_torchrun_starts_a_run_again_from_its_newest_checkpoint(tmp_path: Path) -> None:
+    make_store(tmp_path / "store", seed=0)
+    train(tmp_path, "calm", ranks=2)
+    words = [
+        "train", *TINY, "name=killed", f"runs_dir={tmp_path}",
+        f"data.sources.web={tmp_path}/store", "checkpoint.every_steps=10",
+    ]  # fmt: skip
+    run = tmp_path / "killed"
+    body = partial(run_torchrun, max_restarts=1)
+    command = Command(words, tmp_path / "killed.log", body=body)
+    command.until(lambda: bool(saved_steps(run)))
+    os.kill(command.children[-1], signal.SIGKILL)
+    assert command.wait() == 0, command.output
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    started = [event for event in events if event["kind"] in ("start", "resumed")]
+    assert [event["kind"] for event in started] == ["start", "resumed"]
+    assert started[1]["step"] in (10, 20, 30)
+    assert status(run) == {"code": 0, "reason": "done", "step": 40}
+    assert losses(run) == losses(tmp_path / "calm")

@@ -54,13 +54,15 @@ def train(folder: Path, name: str, *words: str, ranks: int = 1, deepspeed: bool 
     return command.output
 
 
-def launch(folder: Path, name: str, *words: str, launcher: str) -> str:
+def launch(
+    folder: Path, name: str, *words: str, launcher: str, python: Path | str = sys.executable
+) -> str:
     """Train on two ranks under a launcher of ``launch/``; returns what was printed."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     environment = {
-        **os.environ, "PYTHON": sys.executable, "RANKS": "2", "PORT": port, "OMP_NUM_THREADS": "1",
+        **os.environ, "PYTHON": str(python), "RANKS": "2", "PORT": port, "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     process = subprocess.Popen(
         ["sh", f"launch/{launcher}.sh", *words_of(folder, name), *words],
@@ -77,9 +79,9 @@ def launch(folder: Path, name: str, *words: str, launcher: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def stopped(folder: Path) -> Path:
+def stopped(folder: Path, warm: Path) -> Path:
     """Half a run of the native engine under torchrun."""
-    launch(folder, "stopped", *PP2, "training.stop_at_step=4", launcher="torchrun")
+    launch(folder, "stopped", *PP2, "training.stop_at_step=4", launcher="torchrun", python=warm)
     run = folder / "runs/stopped"
     assert status(run) == {"code": 0, "reason": "stop_at_step", "step": 4}
     return run

@@ -1,11 +1,9 @@
 """Poisoned batches of real runs: skipped, rolled back, stopped; and what is left to read."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,52 +11,27 @@ from torch import Tensor
 from llmtrain import build, json_lines
 from llmtrain.cli import main
 from llmtrain.config.load import load
-from llmtrain.config.ramp import StepSchedule
 from llmtrain.config.run import RunConfig
-from llmtrain.config.training import CheckpointConfig
-from llmtrain.data.lineage import DocumentRecord
-from llmtrain.data.manifest import write_manifest
 from llmtrain.data.plan import plan_of
 from llmtrain.data.store import TokenStore
-from llmtrain.data.writer import ShardWriter
-from llmtrain.train.checkpoint import Checkpoints
-from llmtrain.train.progress import Progress
 from tests.end_to_end.commands import (
     TINY,
-    TOKENIZER_HASH,
-    VOCABULARY,
     Command,
     rows,
     saved_state,
     status,
     steps,
 )
+from tests.end_to_end.poison import spoil, write_documents
 
 NUM_STEPS = 20
 POISONED = 17
 """Step whose whole batch is of poisoned documents, in a run that leaves nothing out."""
 SAVED = 15
 """Last checkpoint before it."""
-POISON = VOCABULARY - 1
-"""Token of poisoned documents alone."""
+NUM_DOCUMENTS = 256
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
-
-
-def write_documents(folder: Path, poisoned: Sequence[int] = ()) -> Path:
-    """A store of documents that are a window long and count up; poisoned ones are noise."""
-    generator = np.random.default_rng(0)
-    with ShardWriter(folder, 0, vocab_size=VOCABULARY, eos_id=2) as writer:
-        for number in range(256):
-            tokens = 3 + np.arange(31) % 5
-            if number in poisoned:
-                tokens = generator.integers(20, VOCABULARY, 31)
-                tokens[::4] = POISON
-            writer.add(tokens, DocumentRecord(id=f"{number:032x}"))
-    write_manifest(
-        folder, [writer.info], tokenizer_hash=TOKENIZER_HASH, vocab_size=VOCABULARY, eos_id=2
-    )
-    return folder
 
 
 class Place:
@@ -67,12 +40,12 @@ class Place:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.store = folder / "poisoned"
-        clean = write_documents(folder / "clean")
+        clean = write_documents(folder / "clean", NUM_DOCUMENTS)
         plan = plan_of(self.config("clean", f"data.sources.web={clean}"), {
             "web": TokenStore.open(clean)
         })  # fmt: skip
         self.poisoned = plan.windows(POISONED - 1).windows.tolist()
-        write_documents(self.store, self.poisoned)
+        write_documents(self.store, NUM_DOCUMENTS, self.poisoned)
         self.weights = folder / "weights"
 
     def words(self, name: str, *overrides: str) -> list[str]:
@@ -105,25 +78,8 @@ class Place:
         """An override: weights whose embedding of the poison is no number."""
         if not self.weights.exists():
             self.train("weights", "training.stop_at_step=1", f"data.sources.web={self.store}")
-            state = saved_state(self.run("weights"), 1)
-            state["model.model.embed_tokens.weight"][POISON] = torch.nan
-            config = CheckpointConfig(asynchronous=False)
-            made = Checkpoints(self.weights, config, Weights(state), facts={})
-            assert made.save(Progress(num_steps=9, steps=StepSchedule(32, 256), step=1))
+            spoil(self.weights, saved_state(self.run("weights"), 1))
         return f"checkpoint.start_from={self.weights}"
-
-
-class Weights:
-    """What a checkpoint is made of."""
-
-    def __init__(self, state: dict[str, Tensor]) -> None:
-        self.state = state
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.state
-
-    def load_state_dict(self, state: Any) -> None:
-        raise NotImplementedError
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +192,7 @@ def test_a_spiking_update_is_not_made(place: Place) -> None:
 
 def test_after_too_many_rollbacks_the_run_stops(place: Place) -> None:
     """From the poisoned weights every batch of poisoned documents is no number."""
-    store = write_documents(place.folder / "spoilt", range(64, 256))
+    store = write_documents(place.folder / "spoilt", NUM_DOCUMENTS, range(64, NUM_DOCUMENTS))
     code = place.train(
         "stopped", place.poisonous_weights(), "guard.on_spike=[rollback]", "guard.max_rollbacks=2",
         f"data.sources.web={store}",

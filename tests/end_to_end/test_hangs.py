@@ -4,13 +4,14 @@ import json
 import os
 import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.end_to_end import hangs
-from tests.end_to_end.commands import Command, make_store, status, steps
+from tests.end_to_end.commands import TINY, Command, make_store, status, steps
 
 DEADLINE_S = 4.0
 GRACE_S = 5.0
@@ -95,3 +96,24 @@ def _goes_on(command: Command, run: Path) -> None:
     os.kill(command.ranks[1], signal.SIGCONT)
     command.until(lambda: steps(run)[-1] > seen)
     command.send(signal.SIGTERM)
+
+
+def test_a_run_whose_reader_is_gone_comes_to_its_end(tmp_path: Path) -> None:
+    """Who read its console was killed: neither the run nor its supervisor waits for anybody."""
+    make_store(tmp_path / "web", seed=0)
+    console, run = tmp_path / "console", tmp_path / "alone"
+    os.mkfifo(console)
+    with subprocess.Popen(["cat", str(console)], stdout=subprocess.DEVNULL) as reader:
+        words = [
+            "train", *TINY, "name=alone", f"runs_dir={tmp_path}", f"monitor.hang_s={DEADLINE_S:g}",
+            f"data.sources.web={tmp_path}/web", "training.num_tokens=51200", "parallel.pp=2",
+        ]  # fmt: skip
+        command = Command(words, console, ranks=2)
+        deadline = time.monotonic() + Command.time_limit_s
+        while not steps(run) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        reader.kill()
+    seen = steps(run)[-1]
+    assert command.wait() == 0
+    assert steps(run)[-1] == 200 > seen
+    _assert_supervisor_gone(run)

@@ -17,6 +17,7 @@ from llmtrain.tokenizer.tokenizer import Tokenizer, train
 from tests.end_to_end.commands import losses, saved_steps
 from tests.unit.tokenizer.test_tokenizer import TEXTS
 
+TASKS = Path(__file__).parents[1] / "golden" / "tasks"
 VOCABULARY = 340
 PADDED = 352
 SMALL = (
@@ -103,6 +104,20 @@ def test_walk_through(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", f"run={place}/more"]) == 0
     assert scores(place / "more")["held_out"]["loss"] < after
 
+    # lm-evaluation-harness scores it
+    folder = place / "tasks"
+    folder.mkdir()
+    for path in TASKS.glob("pages.*"):
+        (folder / path.name).write_text(path.read_text().replace("DATA", str(folder)))
+    harness = ["tasks=[pages]", f"harness.include_path={folder}", "harness.limit=2"]
+    for run in (imported, place / "more"):
+        assert main(["eval", f"run={run}", *harness]) == 0
+    bits = [
+        json.loads((run / "harness.json").read_text())["results"]["pages"]["bits_per_byte,none"]
+        for run in (imported, place / "more")
+    ]
+    assert bits[1] < bits[0]
+
     # and the export of what came of it knows what was padding
     assert main(["export", f"run={place}/more", "step=5", f"to={place}/more-hf"]) == 0
     config = json.loads((place / "more-hf/config.json").read_text())
@@ -111,6 +126,53 @@ def test_walk_through(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["generate", f"run={imported}", "prompt=def", "max_new_tokens=4"]) == 0
     assert capsys.readouterr().out.startswith("def")
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        "{kind:linear,factor:4}",
+        "{kind:llama3,factor:4,original_max_position_embeddings:32}",
+        "{kind:yarn,factor:4,original_max_position_embeddings:32}",
+        "null",
+    ],
+)
+def test_longer_context(place: Path, tmp_path: Path, scaling: str) -> None:
+    longer = (
+        f"checkpoint.start_from={place}/first", f"tokenizer.path={place}/tokenizer",
+        f"runs_dir={tmp_path}", f"data.sources.web={place}/web", "name=long",
+        "model.max_position_embeddings=128", f"model.rope_scaling={scaling}",
+        "model.rope_theta=50000", "training.sequence_length=128", "training.num_tokens=256",
+        "training.micro_batch_size=1",
+    )  # fmt: skip
+    assert main(["train", *MODEL, *SMALL, *longer]) == 0
+    run = tmp_path / "long"
+    assert main(["export", f"run={run}", f"to={tmp_path}/hf", "dtype=fp32"]) == 0
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    assert theirs.config.max_position_embeddings == 128
+    tokens = torch.randint(3, VOCABULARY, (2, 128), generator=torch.Generator().manual_seed(0))
+    ours = load_run(str(run)).model
+    expected = ours.logits(ours(tokens, torch.arange(128).expand_as(tokens)))
+    found = theirs(input_ids=tokens).logits
+    assert ((found - expected)[:, 32:].norm() / expected[:, 32:].norm()).item() <= 1e-5
+
+
+def test_a_new_tokenizer_trains_on_its_own_store(place: Path, tmp_path: Path) -> None:
+    out, run = tmp_path / "hf", tmp_path / "other"
+    words = [f"run={place}/first", f"to={out}", "dtype=fp32", f"vocab_size={VOCABULARY}"]
+    assert main(["export", *words]) == 0
+    tokenizer = train(TEXTS, tmp_path / "tok", kind="byte_bpe", vocab_size=355)
+    write_store(tmp_path / "store", tokenizer, TEXTS)
+    words = [f"from={out}", f"run={run}", f"tokenizer={tmp_path}/tok", "vocab_multiple=32"]
+    assert main(["import", *words]) == 0
+    more = (*SMALL, f"runs_dir={tmp_path}", f"data.sources.web={tmp_path}/store", "name=more")
+    words = ["train", "--config-dir", str(run / "conf"), "experiment=imported", *more]
+    assert main(words) == 0
+    found = losses(tmp_path / "more")
+    assert found[10] < found[1]
+    assert main(["export", f"run={tmp_path}/more", f"to={tmp_path}/more-hf"]) == 0
+    config = json.loads((tmp_path / "more-hf/config.json").read_text())
+    assert (config["vocab_size"], config["eos_token_id"]) == (355, tokenizer.eos_id)
 
 
 def test_wrong_starts_are_a_sentence(

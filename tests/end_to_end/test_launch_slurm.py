@@ -1,4 +1,4 @@
-"""A real Slurm of two nodes: a job that is asked to stop is queued again and ends as one run."""
+"""A real Slurm of two nodes: asked to stop, hung or without a node, a job ends as one run."""
 
 import time
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from llmtrain import json_lines
 from llmtrain.cli import main
 from tests.end_to_end import commands
 from tests.slurm_cluster import PACKAGES, SlurmCluster, missing_programs
@@ -29,6 +30,17 @@ def until(condition: Callable[[], bool], folder: Path) -> None:
         time.sleep(0.2)
 
 
+def start_again(cluster: SlurmCluster, id: str, folder: Path) -> None:
+    """Start a job that was queued again, without the two minutes that Slurm waits.
+
+    They let expire what it signed for the first start; a start within the same second would be
+    refused.
+    """
+    until(lambda: cluster.command("squeue", "-h", "-j", id, "-o", "%t") == "PD", folder)
+    time.sleep(2.5)
+    cluster.command("scontrol", "update", f"JobId={id}", "StartTime=now")
+
+
 def test_two_nodes_train_stop_when_asked_and_go_on(
     cluster: SlurmCluster, warm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -49,11 +61,7 @@ def test_two_nodes_train_stop_when_asked_and_go_on(
     stopped = commands.status(run)
     assert (stopped["code"], stopped["reason"]) == (3, "preempted")
 
-    # Slurm lets a job that was queued again wait for two minutes, until what it signed for the
-    # first start has expired; a start within the same second would be refused.
-    until(lambda: cluster.command("squeue", "-h", "-j", id, "-o", "%t") == "PD", run / "launch")
-    time.sleep(2.5)
-    cluster.command("scontrol", "update", f"JobId={id}", "StartTime=now")
+    start_again(cluster, id, run / "launch")
     until(lambda: "ended with status 0" in output.read_text(), run / "launch")
     assert commands.status(run) == {"code": 0, "reason": "done", "step": 40}
     assert commands.steps(run) == list(range(1, 41))
@@ -62,3 +70,40 @@ def test_two_nodes_train_stop_when_asked_and_go_on(
     assert said.count("preempted at step") == 1
     assert "Exited with" not in said, said
     assert all(f"{node}: WARNING" in said or f"{node}: INFO ready" in said for node in ("n0", "n1"))
+
+
+def test_after_a_lost_node_a_run_goes_on_on_the_rest(
+    cluster: SlurmCluster, warm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(commands.REPOSITORY)
+    words = [
+        "launch", "target=slurm", "cluster=cpu", "cluster.num_nodes=2", "launch.min_nodes=1",
+        "cluster.ranks_per_node=1", "launch.exclusive=false", f"cluster.python={warm}",
+        "preflight=false", *commands.TINY, "checkpoint.every_steps=5",
+        f"data.sources.a={commands.make_store(tmp_path / 'store', 1)}",
+        f"runs_dir={tmp_path / 'runs'}", "name=lost",
+    ]  # fmt: skip
+    run = tmp_path / "runs" / "lost"
+    assert main(words) == 0
+    id = cluster.command("squeue", "-h", "-n", "lost", "-o", "%A")
+    until(lambda: len(commands.saved_steps(run)) > 0, run / "launch")
+    cluster.kill_node("n1")
+    try:
+        until(lambda: "down" in cluster.command("sinfo", "-h", "-n", "n1", "-o", "%T"), run)
+        until(lambda: ended_again(cluster, id, run), run / "launch")
+    finally:
+        cluster.start_node("n1")
+        until(lambda: cluster.command("sinfo", "-h", "-n", "n1", "-o", "%T") == "idle", run)
+    assert commands.status(run) == {"code": 0, "reason": "done", "step": 40}
+    assert commands.steps(run) == list(range(1, 41))
+    starts = [one for one in json_lines.read(run / "events.jsonl") if "layout" in one]
+    assert [one["layout"]["dp_shard"] for one in starts] == [2, 1]
+    assert starts[1]["kind"] == "resumed"
+
+
+def ended_again(cluster: SlurmCluster, id: str, run: Path) -> bool:
+    """Whether a job has come to its end; while it waits, its start is asked for."""
+    if cluster.command("squeue", "-h", "-j", id, "-o", "%t") == "PD":
+        cluster.command("scontrol", "update", f"JobId={id}", "StartTime=now")
+    said = "".join(path.read_text() for path in (run / "launch").glob("*.out"))
+    return "ended with status 0" in said

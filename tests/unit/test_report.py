@@ -5,12 +5,14 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from llmtrain.config.commands import ReportConfig
 from llmtrain.config.load import load, write_yaml
 from llmtrain.config.run import RunConfig
 from llmtrain.errors import ConfigError
+from llmtrain.report.columns import Columns, read_columns
 from llmtrain.report.page import main
 from llmtrain.report.record import read_run
 from llmtrain.report.series import Timeline, smooth
@@ -138,10 +140,10 @@ def test_missing_data_folder_is_said(run, tmp_path):
 
 def test_thinning_keeps_ends_and_every_spike():
     rows = [{"step": i, "tokens": i, "step_time_s": 1.0} for i in range(1, 100_001)]
-    values = [2.0] * len(rows)
+    values = np.full(len(rows), 2.0)
     values[54_321], values[77_777] = 40.0, -3.0
-    values[10] = None
-    points = Timeline(rows).points(values)
+    values[10] = np.nan
+    points = Timeline(Columns([rows])).points(values)
     assert len(points) <= 1502
     assert [point[0] for point in points] == sorted({point[0] for point in points})
     assert (points[0][0], points[-1][0]) == (1, 100_000)
@@ -150,8 +152,39 @@ def test_thinning_keeps_ends_and_every_spike():
 
 
 def test_running_mean_leaves_gaps():
-    assert smooth([1.0, None, 3.0]) == [1.0, None, 3.0]
-    assert smooth([float(i) for i in range(40)])[-1] == 38.5
+    assert np.array_equal(smooth(np.array([1.0, np.nan, 3.0])), [1.0, np.nan, 3.0], equal_nan=True)
+    assert smooth(np.arange(40.0))[-1] == 38.5
+
+
+def test_columns_of_rows_that_are_not_alike():
+    first = [{"step": 1, "tokens": 8, "hash": "7", "loss": None, "by": {"b": 1.0, "a": None}}]
+    later = [
+        {"step": 2, "tokens": 16, "loss": 2.5, "by": None},
+        {"step": 3, "tokens": 24, "loss": 2, "by": {"c": 3, "a": 4}, "new": {"x": None}},
+        {"step": 4, "tokens": 32, "by": {}},
+    ]
+    rows = Columns([first, [], later])
+    nan = np.nan
+    assert (rows.num_rows, rows.last) == (4, later[-1])
+    assert rows.names("by") == ["b", "a", "c"]
+    assert rows.names("new") == ["x"]
+    assert rows.names("nowhere") == []
+    for found, expected in (
+        (rows.column("loss"), [nan, 2.5, 2.0, nan]),
+        (rows.column("by"), [1.0, nan, 1.0, nan]),
+        (rows.column("hash"), [nan] * 4),
+        (rows.inside("by", "a"), [nan, nan, 4.0, nan]),
+        (rows.inside("new", "x"), [nan] * 4),
+    ):
+        assert np.array_equal(found, expected, equal_nan=True)
+    assert Columns([later], only=["by"]).names("new") == []
+
+
+def test_a_row_without_a_step_is_said(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "tokens": 8}\n{"loss": 2.0}\n')
+    with pytest.raises(ConfigError, match=r"row 2 of .*metrics\.jsonl has no step; expected"):
+        read_columns(path)
 
 
 def watched(step):

@@ -2,12 +2,14 @@ import json
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from llmtrain.config.commands import ReportConfig
 from llmtrain.config.load import load, write_yaml
 from llmtrain.config.run import RunConfig
 from llmtrain.errors import ConfigError
+from llmtrain.report.columns import Columns
 from llmtrain.report.compare_record import differing, held_out, read_several
 from llmtrain.report.page import main
 from llmtrain.report.sweep_record import read_sweep
@@ -109,8 +111,9 @@ def test_held_out_loss_is_the_mean_over_tokens():
         "validation_loss": {"a": 1.0, "b": 4.0, "c": None},
         "validation_tokens": {"a": 3, "b": 1},
     }
-    assert held_out(row) == 1.75
-    assert held_out({"loss": 1.0}) is None
+    found = held_out(Columns([[row, {"loss": 1.0}]]))
+    assert found[0] == 1.75
+    assert np.isnan(found[1])
 
 
 def test_a_sweep(sweep):

@@ -8,11 +8,14 @@ from llmtrain.config.parallel import ParallelConfig, implied_world_size, resolve
 from llmtrain.config.run import RULES, RunConfig, broken_rules, check
 from llmtrain.errors import ConfigError, LayoutError
 
+DPO = ("training.objective=dpo", "data.packing=best_fit")
+
 
 @pytest.mark.parametrize(
     ("world_size", "overrides"),
     [
         (1, []),
+        (2, [*DPO, "training.dpo.beta=0.5", "parallel.tp=2"]),
         (8, []),
         (4, ["parallel.pp=2", "parallel.dp_replicate=2"]),
         (8, ["parallel.pp=2", "parallel.dp_replicate=2", "parallel.dp_shard=2"]),
@@ -102,6 +105,26 @@ REFUSED = [
         ],
         "guard.on_spike=[skip] skips whole updates, with optimizer.in_backward=true they are made",
     ),
+    (
+        1,
+        ["training.objective=dpo"],
+        "objective=dpo: data.packing=concat cuts pairs; use data.packing",
+    ),
+    (
+        1,
+        [*DPO, "data.fim={rate: 0.5, prefix_id: 1, middle_id: 2, suffix_id: 3}"],
+        "objective=dpo: data.fim rearranges text",
+    ),
+    (
+        1,
+        [*DPO, "training.length_ramp=[{until_tokens: 9000, sequence_length: 128}]"],
+        "objective=dpo: training.length_ramp cuts pairs",
+    ),
+    (
+        1,
+        [*DPO, "training.z_loss_weight=0.1"],
+        "training.z_loss_weight=0.1 has no meaning for pairs",
+    ),
     (1, ["schedule.warmup_tokens=1000000"], "is longer than training.num_tokens=100000"),
     (
         1,
@@ -123,6 +146,11 @@ REFUSED = [
             "checkpoint.best_metric=validation_loss/code",
         ],
         "checkpoint.best_metric=validation_loss/code names no store of data.validation; use one",
+    ),
+    (
+        1,
+        ["evaluation.tasks=[capitals]", "evaluation.tasks_every_steps=10"],
+        "evaluation.tasks=['capitals'] found with tokenizer.path=null, tasks are texts",
     ),
     (1, ["name=''"], "name='' names no folder inside runs_dir=runs"),
     (1, ["name=/tmp/x"], "name='/tmp/x' names no folder"),

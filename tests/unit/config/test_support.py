@@ -31,6 +31,7 @@ INSIDE = ["optimizer.in_backward=true", "optimizer.grad_clip_norm=.inf",
 """An update in the backward, of one micro-batch of all rows."""
 
 BF16 = ["engine.precision=bf16"]
+LORA, NF4 = "model.adapter.rank=4", "model.adapter.quantize_base=nf4"
 FP8 = [*BF16, "engine.fp8=tensorwise"]
 
 TRAPS = [
@@ -53,6 +54,11 @@ TRAPS = [
 """Overrides on two stages that would hang or compute wrong numbers, and part of the sentence."""
 
 REFUSED = [
+    (
+        2,
+        ["parallel.cp=2", "training.objective=dpo", "data.packing=best_fit"],
+        "training.objective=dpo found with parallel.cp=2",
+    ),
     *((None, ["parallel.pp=2", *overrides], message) for overrides, message in TRAPS),
     (2, ["parallel.pp=3"], "parallel.pp=3 does not divide the ranks, started were 2"),
     (1, ["parallel.pp=2"], "use parallel.pp of 1 or start torchrun --nproc-per-node 2"),
@@ -169,6 +175,11 @@ REFUSED = [
     (1, ["optimizer.state_dtype=bf16", DEEPSPEED], "use engine.kind=native, or fp32 for both"),
     (1, [*BF16, "engine.master_dtype=bf16", "optimizer.kind=lion"], "use kind=adamw or master_dt"),
     (1, ["optimizer.state_dtype=bf16", "engine.precision=fp64"], "use state_dtype=fp32 or precis"),
+    (1, [LORA, DEEPSPEED], "model.adapter found with engine.kind=deepspeed"),
+    (1, [*FP8, LORA], "of adapters are not converted; use fp8=none"),
+    (2, [NF4], "found with 2 ranks along dp_shard and parallel.tp=1"),
+    (2, [NF4, "parallel.tp=2"], "found with 1 ranks along dp_shard and parallel.tp=2"),
+    (1, [NF4, COMPILE], "use compile=false or quantize_base=null"),
 ]  # fmt: skip
 """Processes (None: as few as the layout needs), overrides, part of the one sentence."""
 
@@ -240,6 +251,8 @@ def size_of(run: RunConfig) -> int:
         (4, [*BF16, "engine.master_dtype=bf16", "optimizer.state_dtype=bf16", "parallel.tp=2"]),
         (2, [DEEPSPEED, ZERO3, "engine.deepspeed.offload_parameters=true"]),
         (4, [DEEPSPEED, "parallel.pp=2", "engine.deepspeed.zero_stage=1"]),
+        (8, [LORA, COMPILE, "parallel.pp=2", "parallel.tp=2", "parallel.dp_shard=2"]),
+        (8, [NF4, "parallel.pp=2", "parallel.cp=2", "parallel.dp_replicate=2"]),
     ],
 )  # fmt: skip
 def test_what_is_supported_is_not_refused(

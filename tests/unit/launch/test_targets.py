@@ -184,9 +184,22 @@ def test_a_batch_script_holds_all_that_was_asked_for(dry: Dry, store: Path) -> N
     assert why in lines
     assert 'bash -c "$train" node 8 "${words[@]}" &' in script
     training = [*TINY, f"data.sources.a={store}", "name='big one'", "runs_dir='/tmp/shared runs'"]
-    training.append("training.global_batch_tokens=1024")
+    training += ["training.global_batch_tokens=1024", "checkpoint.grace_s=120"]  # as the signal
     assert words_of(script) == (training, hash_of(training))
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+
+
+def test_a_job_may_start_on_fewer_nodes_where_the_layout_can(dry: Dry) -> None:
+    words = ("target=slurm", *CPU, "launch.min_nodes=1", "cluster.ranks_per_node=1")
+    script = dry(*words, "name=fewer", "checkpoint.grace_s=40")
+    assert "#SBATCH --nodes=1-2" in script.splitlines()
+    assert "srun --nodes=$SLURM_JOB_NUM_NODES --ntasks-per-node=1" in script
+    assert "--nnodes=$SLURM_JOB_NUM_NODES" in script
+    assert "checkpoint.grace_s=120" not in script
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+    refused = dry(*words, "parallel.pp=2", status=2)
+    assert "launch.min_nodes, on 1 nodes: " in refused
+    assert "is more than cluster.num_nodes=2" in dry(*words[:3], "launch.min_nodes=3", status=2)
 
 
 def words_of(script: str, task: str = "") -> tuple[list[str], str]:

@@ -3,11 +3,20 @@
 from dataclasses import replace
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from llmtrain.config.adapter import AdapterConfig
 from llmtrain.config.model import ModelConfig
+from llmtrain.model.init import initialize_model
 from llmtrain.model.parameters import num_parameters
+from llmtrain.model.transformer import Transformer
 from llmtrain.planner.devices import peak_tflops
-from llmtrain.planner.flops import flops_per_token, num_matmul_parameters
+from llmtrain.planner.flops import (
+    flops_per_token,
+    num_adapter_parameters,
+    num_matmul_parameters,
+)
 
 SMALL = ModelConfig(
     vocab_size=97,
@@ -63,3 +72,19 @@ def test_llama_2_7b_at_4096() -> None:
 )
 def test_known_peaks(name: str, peak: float | None) -> None:
     assert peak_tflops(name) == peak
+
+
+def test_beside_an_adapter_frozen_matrices_have_no_gradient() -> None:
+    """Against torch's count of the matrix products of a whole model."""
+    config = replace(SMALL, adapter=AdapterConfig(rank=4, targets=("q_proj", "o_proj", "up_proj")))
+    model = Transformer(config, embedding=False)
+    initialize_model(model, config, seed=0)
+    tokens, width = 16, config.hidden_size
+    hidden = torch.ones(1, tokens, width, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        model.logits(model(hidden, torch.arange(tokens)[None])).sum().backward()
+    products = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
+    norms = (2 * config.num_hidden_layers + 1) * width
+    attention = 12 * config.num_hidden_layers * width * tokens
+    assert num_adapter_parameters(config) == 3 * 4 * (48 + 48 + 64)
+    assert products / tokens == flops_per_token(config, tokens) - attention - 4 * norms

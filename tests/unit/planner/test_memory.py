@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from llmtrain.config.adapter import AdapterConfig
 from llmtrain.config.engine import DeepSpeedConfig, EngineConfig
 from llmtrain.config.model import ModelConfig
 from llmtrain.config.parallel import ParallelConfig
@@ -25,9 +26,13 @@ VARIANTS = [
     replace(SMALL, qk_norm=True, head_dim=16),
     replace(SMALL, tie_word_embeddings=True),
 ]
+ADAPTED = [
+    replace(SMALL, attention_bias=True, attention_output_bias=True, adapter=AdapterConfig(rank=5)),
+    replace(SMALL, adapter=AdapterConfig(rank=2, targets=("q_proj", "down_proj"))),
+]
 
 
-@pytest.mark.parametrize("config", VARIANTS)
+@pytest.mark.parametrize("config", VARIANTS + ADAPTED)
 def test_shapes_are_the_models(config: ModelConfig) -> None:
     table = {info.name: info.shape for info in parameter_table(config) if info.tied_to is None}
     assert parameter_shapes(config) == table

@@ -3,10 +3,12 @@
 import functools
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from llmtrain.config.load import load, write_yaml
 from llmtrain.config.run import RunConfig
@@ -27,6 +29,7 @@ from llmtrain.study.transfer import width_transfer
 from llmtrain.sweep.record import Record, Trial
 from tests.stores import write_store
 
+REPOSITORY = Path(__file__).parents[3]
 Landscape = Callable[[RunConfig], dict[str, float]]
 """Held-out loss by source of a run."""
 
@@ -36,6 +39,23 @@ SIZES = tuple(
     for w in (32, 64, 96)
 )  # fmt: skip
 WIDE = ("model.hidden_size=128", "model.num_attention_heads=8", "model.num_key_value_heads=8")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("lr_batch", LrBatchStudy),
+        ("width_transfer", WidthTransferStudy),
+        ("scaling_ladder", ScalingLadderStudy),
+        ("mixture_search", MixtureSearchStudy),
+    ],
+)
+def test_every_field_of_a_study_can_be_given_on_the_command_line(name: str, kind: type) -> None:
+    """Hydra lets a word change only what the file names."""
+    tree = yaml.safe_load((REPOSITORY / f"conf/experiment/{name}.yaml").read_text())
+    study = tree["hydra"]["sweeper"]["study"]
+    assert set(study) == {field.name for field in fields(kind)}
+    assert isinstance(build(StudyConfig, {"study": study}).study, kind)
 
 
 @functools.cache

@@ -109,12 +109,18 @@ def test_another_sweep_in_the_folder_is_refused(
     ("more", "told"),
     [
         (("optimizer.lr=0,-1",), "lr=0.0 must be above 0"),
-        (("optimizer.lr=1,2", "hydra.launcher.jobs=0"), "hydra.launcher.jobs=0 must be at least 1"),
+        (
+            ("optimizer.lr=1,2", "hydra.launcher.jobs=0"),
+            "error: hydra.launcher.jobs=0 must be at least 1\n",
+        ),
         (("optimizer.lr=1,2", "target=slurm"), "target=slurm: the trials of a sweep run where"),
         (("optimizer.lr=1,2", "hydra/launcher=joblib"), "use hydra/launcher=local"),
         (("optimizer.lr=1,2", "hydra/sweeper=optun"), "hydra/sweeper/optun"),
         (("hydra/sweeper=optuna",), "has nothing to choose"),
-        (("hydra/sweeper=optuna", "hydra.sweeper.sampler=bo", "optimizer.lr=1,2"), "tpe, random"),
+        (
+            ("hydra/sweeper=optuna", "hydra.sweeper.sampler=bo", "optimizer.lr=1,2"),
+            "error: hydra.sweeper.sampler=bo is none of tpe, random",
+        ),
         (("hydra/launcher=slurm", "optimizer.lr=1,2"), "this machine; start the sweep on a login"),
     ],
 )  # fmt: skip

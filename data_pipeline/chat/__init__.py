@@ -1,0 +1,1 @@
+"""Conversations and preference pairs to token stores whose tokens have roles."""
