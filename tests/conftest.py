@@ -1,5 +1,6 @@
 """Fixtures that tests share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,6 +63,14 @@ def console() -> Iterator[None]:
     """Take down what a command of the test has set up to log."""
     yield
     logs.close()
+
+
+@pytest.fixture(autouse=True)
+def service() -> Iterator[None]:
+    """A test that leaves a service of W&B running must end it: later runs would find it."""
+    before = os.environ.get("WANDB_SERVICE")
+    yield
+    assert os.environ.get("WANDB_SERVICE") == before, "wandb.teardown() is missing"
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ and missing is one log line.
 
 import importlib.util
 import logging
+import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -159,8 +160,10 @@ def wandb_sink(
 ) -> Iterator[Tracker | None]:
     """Open the W&B run whose id is in ``run.json`` (made at the first start); None where it is off.
 
-    An online run that cannot reach the server goes on offline.
+    An online run that cannot reach the server goes on offline. The run has a service process of its
+    own: that of a parent (a sweep agent) would hold the id of a killed start and refuse the next.
     """
+    os.environ.pop("WANDB_SERVICE", None)  # noqa: TID251
     mode, why = choose_mode(config)
     if mode == "disabled":
         logger.info("Weights & Biases: off (%s)", why)

@@ -99,13 +99,18 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 TOLD = f"data.skip_steps=[[{SAVED + 1},{POISONED}]]"
 
 
-def test_a_spike_is_rolled_back_to_a_run_that_was_told_to_leave_it_out(
-    place: Place, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture(scope="module")
+def told(place: Place) -> dict[str, Tensor]:
+    """End state of a run that was told to leave the poison out."""
     assert place.train("told", TOLD) == 0
-    expected = place.end_state("told")
+    return place.end_state("told")
+
+
+def test_a_spike_is_rolled_back_to_a_run_that_was_told_to_leave_it_out(
+    place: Place, told: dict[str, Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert place.train("back", "guard.on_spike=[rollback]") == 0
-    assert_same(place.end_state("back"), expected)
+    assert_same(place.end_state("back"), told)
     assert [row["attempt"] for row in rows(place.run("back"))] == [1] * SAVED + [2] * 5
     assert [(one["attempt"], one["kind"], one["step"]) for one in place.events("back")] == [
         (1, "start", 0), (1, "spike", POISONED), (1, "rollback", POISONED), (2, "resumed", SAVED),
@@ -128,7 +133,9 @@ def traced(words: list[str], capsys: pytest.CaptureFixture[str]) -> set[int]:
     return {json.loads(line)["document"] for line in capsys.readouterr().out.splitlines()}
 
 
-def test_killed_after_a_rollback_it_leaves_out_the_same_and_is_one_run(place: Place) -> None:
+def test_killed_after_a_rollback_it_leaves_out_the_same_and_is_one_run(
+    place: Place, told: dict[str, Tensor]
+) -> None:
     """Killed before the next checkpoint: the window is known from the one it went back to."""
     words = ("train", *place.words("killed", "guard.on_spike=[rollback]", "monitor.wandb=offline"))
     first, run = Command(words, place.folder / "first.log"), place.run("killed")
@@ -136,7 +143,7 @@ def test_killed_after_a_rollback_it_leaves_out_the_same_and_is_one_run(place: Pl
     first.kill()
     second = Command(words, place.folder / "second.log")
     assert second.wait() == 0, second.output
-    assert_same(place.end_state("killed"), place.end_state("told"))
+    assert_same(place.end_state("killed"), told)
     assert [one["attempt"] for one in place.events("killed", "rollback")] == [1]
     name = json.loads((run / "run.json").read_text())["wandb_id"]
     (record,) = (run / "wandb").glob("offline-run-*")

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,18 @@ def server() -> Any:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, server: WandbServer) -> Path:
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """This process has a service of W&B, which what it starts finds, as that of a sweep agent."""
+    import wandb
+
+    wandb.init(mode="offline", dir=tmp_path_factory.mktemp("agent"))
+    assert "WANDB_SERVICE" in os.environ
+    yield
+    wandb.teardown()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, server: WandbServer, agent: None) -> Path:
     """Killed after steps 12 and 24, done at the third start; synced after the second and third."""
     folder = tmp_path_factory.mktemp("watch")
     make_store(folder / "web", seed=0)
