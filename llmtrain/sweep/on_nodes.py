@@ -22,6 +22,7 @@ from llmtrain.errors import CheckpointError
 from llmtrain.train.rundir import RunDirectory, read_json
 
 _ALONE = 'shift\nexec "$python" -m llmtrain.launch.supervise -- "$python" -m llmtrain train "$@"'
+_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 _LOOK_S = 0.1
 
 
@@ -41,12 +42,14 @@ class OnNodes:
         """Start the ranks of this node and wait; gives the status of what started them."""
         self._before = _status(self.run)[1]
         script = _ALONE if self.alone else 'eval "$train"'
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until it is known whom to pass them on
         child = subprocess.Popen(
             ["bash", "-c", script, "node", str(self.ranks), *self.words],
             preexec_fn=_shield, start_new_session=True,
         )  # fmt: skip
         self._pid = child.pid
         signal.signal(signal.SIGUSR1, self._pass_on)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         while (status := child.poll()) is None:
             time.sleep(_LOOK_S)
         return status
@@ -56,7 +59,7 @@ class OnNodes:
         self._pass_on(signal.SIGUSR1, None)
         with suppress(ChildProcessError):
             flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
-            while os.waitid(os.P_PID, self._pid, flags) is None:
+            while self._pid and os.waitid(os.P_PID, self._pid, flags) is None:
                 time.sleep(_LOOK_S)
         code, step = _status(self.run)
         if code != 3 or step <= self._before or not self.requeue:
@@ -66,14 +69,16 @@ class OnNodes:
         )
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGUSR1)
+        if self._pid:  # 0 would be everyone of this process group
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGUSR1)
 
 
 def _shield() -> None:
     """Slurm sends its signals to every process of a step; launchers would end by them."""
-    for number in (signal.SIGUSR1, signal.SIGUSR2):
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def _status(run: str) -> tuple[int | None, int]:

@@ -187,7 +187,7 @@ def _binned_forward(q: Tensor, k: Tensor, v: Tensor, bins: Bins) -> tuple[Tensor
         out, lse = PLAIN_BLOCKS.forward(*inputs, spec)
     else:
         out, lse = _fused_forward(*inputs, spec.bias(q.dtype), False)
-    return bins.taken(out), bins.taken(lse.transpose(1, 2)).t()
+    return bins.taken(out).to(q.dtype), bins.taken(lse.transpose(1, 2)).t()
 
 
 def _binned_backward(

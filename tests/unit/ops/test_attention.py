@@ -162,13 +162,14 @@ def test_a_query_that_sees_no_key_at_all_has_no_gradient(name: str) -> None:
 
 
 def test_blocks_in_bf16_keep_the_lse_in_fp32() -> None:
+    """Where a CPU multiplies bf16, torch takes exp to about 6e-5; bf16 itself has 4e-3."""
     q, k, v = (t.bfloat16() for t in inputs(7))
     spec = AttentionSpec.within(*rows(4, 3))
     _, expected = reference_attention(q, k, v, spec)
     for block in BLOCKS.values():
         _, lse = block.forward(q, k, v, spec)
         assert lse.dtype in (torch.float32, torch.float64)
-        torch.testing.assert_close(lse.double(), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(lse.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_backend_knows_its_blocks() -> None:

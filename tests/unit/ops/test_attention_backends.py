@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from llmtrain.ops import wide
 from llmtrain.ops.attention.choose import ATTENTION, why_not
 from llmtrain.ops.attention.plain import REFERENCE_BLOCKS
 from llmtrain.ops.attention.reference import reference_attention
@@ -118,6 +119,19 @@ def check_blocks(name: str, device: torch.device, shape: Shape, dtype: torch.dty
 
 
 SHAPES = [Shape.random(seed) for seed in range(NUM_SHAPES)]
+
+
+@pytest.fixture(params=[True, False], ids=["without bf16", "with bf16"])
+def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute as on a CPU with and without products of bf16, whatever this one has."""
+    monkeypatch.setattr(wide, "EMULATED", request.param)
+
+
+@pytest.mark.usefixtures("instructions")
+def test_bf16_equals_the_definition_with_and_without_its_instructions() -> None:
+    for shape in SHAPES[::4]:
+        check("documents", torch.device("cpu"), shape, torch.bfloat16)
+        check_blocks("documents", torch.device("cpu"), shape, torch.bfloat16)
 
 
 @pytest.mark.parametrize("part", range(8))

@@ -1,12 +1,14 @@
 import builtins
 import inspect
 import json
+import os
 import signal
 import stat
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -160,7 +162,10 @@ def test_a_plain_run_imports_nothing_of_sweeps() -> None:
 def test_a_node_lets_its_run_save_before_the_job_is_queued_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The ranks see Slurm's signal as a request, and what does not come further is not queued."""
+    """The ranks see Slurm's signal as a request, and what does not come further is not queued.
+
+    It comes while the run is being started.
+    """
     status = tmp_path / "status.json"
     python = tmp_path / "python"
     python.write_text(
@@ -180,14 +185,20 @@ def test_a_node_lets_its_run_save_before_the_job_is_queued_again(
             signal.sigtimedwait([], 0.05)
         found.append(body.checkpoint())
 
-    before = {n: signal.signal(n, preempt) for n in (signal.SIGUSR2, signal.SIGALRM)}
+    popen = subprocess.Popen
+
+    def start(*command: Any, **options: Any) -> "subprocess.Popen[bytes]":
+        child = popen(*command, **options)
+        os.kill(os.getpid(), signal.SIGUSR2)
+        return child
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    before = {signal.SIGUSR2: signal.signal(signal.SIGUSR2, preempt)}
     before[signal.SIGUSR1] = signal.getsignal(signal.SIGUSR1)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.3)
         assert body() == 3
         assert found[0].function.words == ("a=1",)
         (tmp_path / "ready").unlink()
-        signal.setitimer(signal.ITIMER_REAL, 0.3)
         assert body() == 3  # stops at the step it began with
         assert found[1] is None
     finally:

@@ -19,8 +19,9 @@ from llmtrain.config.ramp import StepSchedule
 from llmtrain.config.training import CheckpointConfig
 from llmtrain.errors import CheckpointError
 from llmtrain.train import archive, tensor_files
-from llmtrain.train.checkpoint import Checkpoints, load_model_weights, load_tensors
+from llmtrain.train.checkpoint import Checkpoints
 from llmtrain.train.progress import Progress
+from llmtrain.train.restore import load_model_weights, load_tensors
 
 FACTS = {"data": "blake3 of the data", "training.seed": "0"}
 
