@@ -228,6 +228,8 @@ class Storm:
             self._begin()
         further = self._newest + self._draw.randrange(1, SAVE_EVERY + 2)
         self._reach(max(further, 2 * SAVE_EVERY))
+        saved = self.run / "checkpoints"
+        self._command.until(lambda: len(archive.scan(saved)) > 1)  # damage may have used them up
         return self._command
 
     def _reach(self, step: int) -> None:
