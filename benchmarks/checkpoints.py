@@ -185,7 +185,7 @@ def of_engine(
                 f"engine, round {number}: stood still {stood:.3f}, step {usual:.3f}, with the save "
                 f"{with_save:.3f}, while writing {statistics.mean(during):.3f} x {len(during)}"
             )
-        size = sum(p.num_bytes for p in checkpoints._file.pieces)  # type: ignore[union-attr]
+        size = sum(p.num_bytes for p in checkpoints._writer.file.pieces)  # type: ignore[union-attr]
         checkpoints.close()
     return found, {"state_bytes": size}
 
@@ -194,7 +194,7 @@ class Apart:
     """A process of its own that writes what is staged, for comparison with a thread."""
 
     def __init__(self, checkpoints: Checkpoints, path: Path) -> None:
-        staging, file = checkpoints._staging, checkpoints._file
+        staging, file = checkpoints._writer.staging, checkpoints._writer.file
         if staging is None or file is None:
             raise RuntimeError("prepare() comes first")
         staging._touching.join()

@@ -53,7 +53,7 @@ from llmtrain.train.reference import Preferences, preferences_of
 from llmtrain.train.rollback import go_back
 from llmtrain.train.run_journal import RunJournal
 from llmtrain.train.rundir import ExitReason, RunDirectory
-from llmtrain.train.schedule import learning_rate
+from llmtrain.train.schedule import Schedule, learning_rate
 from llmtrain.train.start import ORIGIN, start_from
 from llmtrain.train.start_checks import check_ranks
 from llmtrain.train.time_limit import TimeLimit
@@ -96,51 +96,14 @@ def train(config: RunConfig) -> int:
 def _train(config: RunConfig, run: RunDirectory, world: World, progress: Progress) -> ExitReason:
     """Build what a run has once, and run the loop; again where the guard went back."""
     with ExitStack() as stack:
-        stop_asked = stack.enter_context(stop_signals())
-        watchdog = Watchdog(config.monitor, run, world, timeout_s=config.engine.timeout_s)
-        stack.enter_context(watchdog)
-        data = config.data
-        plan = plan_of(config, open_sources(data.sources, data.cache_dir, check=False))
-        documents = DocumentLosses(run.path, world, plan.source_names, config.monitor)
-        preferences = preferences_of(config, plan, world, run.path, documents.observe)
-        held_out: EvaluationBatches | None = (
-            held_out_of(config, world.dp_rank, world.dp_size)
-            if preferences is None
-            else preferences.held_out
-        )
-        num_sources = max(len(p.source_names) for p in (plan, held_out) if p is not None)
-        engine = engine_of(config, world, num_sources, (preferences or documents).observe)
-        stack.callback(engine.close)
-        mixing = Mixing(plan)
-        journal = RunJournal(
-            plan, mixing, run.journal_json if world.rank == 0 else None,
-            accept_changed=data.accept_changed,
-        )  # fmt: skip
-        checkpoints = Checkpoints(
-            run.checkpoints, config.checkpoint, engine,
-            facts=data_facts(plan), journal=journal,
-            carried=lambda: run.read_record() | ({} if preferences is None else preferences.facts),
-        )  # fmt: skip
-        stack.callback(checkpoints.close)
-        limit = TimeLimit(
-            config.training.max_time_s, job_end(), grace_s=config.checkpoint.grace_s,
-            save_s=lambda: checkpoints.save_s,
-        )  # fmt: skip
-        built = _Built(
-            config=config, run=run, world=world, progress=progress,
-            stop_asked=(lambda: limit.reached() or stop_asked()) if world.rank == 0 else stop_asked,
-            limit=limit,
-            plan=plan, held_out=held_out, preferences=preferences, documents=documents,
-            engine=engine, mixing=mixing, journal=journal, checkpoints=checkpoints,
-            watchdog=watchdog,
-        )  # fmt: skip
-        check_ranks(world, plan.fingerprint)
+        built = _build(stack, config, run, world, progress)
+        check_ranks(world, built.plan.fingerprint)
         while (reason := _attempt(built)) is ExitReason.ROLLED_BACK:
             pass
-        if reason is ExitReason.PREEMPTED and limit.why:
-            reason = ExitReason.TIME_LIMIT
         if reason.code != ExitReason.PREEMPTED.code:  # there the time left is short
-            checkpoints.wait_for_mirror()
+            built.checkpoints.wait_for_mirror()
+        if reason.code in (0, ExitReason.PREEMPTED.code):  # everything is on disk
+            built.checkpoints.drop_memory()
         return reason
 
 
@@ -165,36 +128,66 @@ class _Built:
     watchdog: Watchdog
 
 
+def _build(
+    stack: ExitStack, config: RunConfig, run: RunDirectory, world: World, progress: Progress
+) -> _Built:
+    """Make what outlives a rollback, with what it holds open on ``stack``."""
+    stop_asked = stack.enter_context(stop_signals())
+    watchdog = stack.enter_context(
+        Watchdog(config.monitor, run, world, timeout_s=config.engine.timeout_s)
+    )
+    data = config.data
+    plan = plan_of(config, open_sources(data.sources, data.cache_dir, check=False))
+    documents = DocumentLosses(run.path, world, plan.source_names, config.monitor)
+    preferences = preferences_of(config, plan, world, run.path, documents.observe)
+    held_out: EvaluationBatches | None = (
+        held_out_of(config, world.dp_rank, world.dp_size)
+        if preferences is None
+        else preferences.held_out
+    )
+    num_sources = max(len(p.source_names) for p in (plan, held_out) if p is not None)
+    engine = engine_of(config, world, num_sources, (preferences or documents).observe)
+    stack.callback(engine.close)
+    mixing = Mixing(plan)
+    journal = RunJournal(
+        plan, mixing, run.journal_json if world.rank == 0 else None,
+        accept_changed=data.accept_changed,
+    )  # fmt: skip
+    checkpoints = Checkpoints(
+        run.checkpoints, config.checkpoint, engine,
+        facts=data_facts(plan), journal=journal,
+        carried=lambda: run.read_record() | ({} if preferences is None else preferences.facts),
+    )  # fmt: skip
+    stack.callback(checkpoints.close)
+    limit = TimeLimit(
+        config.training.max_time_s, job_end(), grace_s=config.checkpoint.grace_s,
+        save_s=lambda: checkpoints.save_s,
+    )  # fmt: skip
+    return _Built(
+        config=config, run=run, world=world, progress=progress,
+        stop_asked=(lambda: limit.reached() or stop_asked()) if world.rank == 0 else stop_asked,
+        limit=limit, plan=plan, held_out=held_out, preferences=preferences, documents=documents,
+        engine=engine, mixing=mixing, journal=journal, checkpoints=checkpoints,
+        watchdog=watchdog,
+    )  # fmt: skip
+
+
 def _attempt(built: _Built) -> ExitReason:
     """Resume, open what reads batches and what watches, and run the loop."""
-    config, run, world, progress = built.config, built.run, built.world, built.progress
-    plan, engine, checkpoints = built.plan, built.engine, built.checkpoints
+    config, world, progress = built.config, built.world, built.progress
+    engine, checkpoints = built.engine, built.checkpoints
     world.beat.at(Phase.START)
     with ExitStack() as stack:
-        _resume(config, run, world, progress, engine, checkpoints)
+        _resume(config, built.run, world, progress, engine, checkpoints)
         if built.preferences is not None:
             built.preferences.open(engine, checkpoints.restored, progress.step)
         copies = Copies(world.device)
         ahead = stack.enter_context(_batches(built, copies))
         batches = Feed(built.documents.asking(ahead), copies, world.beat)
         schedule = learning_rate(config.optimizer, config.schedule, config.training.num_tokens)
-        watch = open_watch(stack, config.monitor, Parts(
-            run=run, world=world, progress=progress, engine=engine, plan=plan, batches=batches,
-            saver=checkpoints, schedule=schedule, layers=layers_of(config.model),
-            meter=Meter.of(
-                config.model, world.device, world.world_size, config.monitor.peak_tflops
-            ),
-            watchdog=built.watchdog, compiled=config.engine.compile, plain_config=to_plain(config),
-        ))  # fmt: skip
-        trace = f"llmtrain trace run={run.path}"
-        restored = checkpoints.restored
-        guard = Guard(
-            config.guard, agree=world.agree, stop_asked=built.stop_asked, device=world.device,
-            check_every_steps=config.monitor.log_every_steps, tell=watch.events.write, trace=trace,
-            saved=None if restored is None else restored.meta.get("guard"),
-        )  # fmt: skip
-        checkpoints.guard = guard.to_plain
-        if restored is None and config.guard.may_go_back:
+        watch = open_watch(stack, config.monitor, _watched(built, batches, schedule))
+        guard = _guard(built, watch)
+        if checkpoints.restored is None and config.guard.may_go_back:
             watch.saver.save(progress)  # so that there is always something to go back to
         batches_checked, checks = _checked(built, watch, guard)
         keep_freed_memory(world.device)
@@ -202,16 +195,53 @@ def _attempt(built: _Built) -> ExitReason:
             engine, batches_checked, progress=progress, schedule=schedule,
             guard=guard, checkpoints=watch.saver, hooks=_hooks(built, watch, checks, stack),
         )  # fmt: skip
-        if reason is ExitReason.ROLLED_BACK:
-            reason = go_back(
-                guard, checkpoints, plan, built.journal, tell=watch.events.write,
-                trace=f"{trace} attempt={watch.events.attempt}", reached=progress.step,
-            )  # fmt: skip
-        if guard.sound_step is not None:
-            checkpoints.distrust(guard.sound_step)
-        if reason is not ExitReason.ROLLED_BACK:
-            watch.events.ended(reason, guard.why or built.limit.why)
-        return reason
+        return _settled(built, watch, guard, reason)
+
+
+def _watched(built: _Built, batches: Feed, schedule: Schedule) -> Parts:
+    """What is shown of this attempt to all that watch it."""
+    config, world = built.config, built.world
+    return Parts(
+        run=built.run, world=world, progress=built.progress, engine=built.engine, plan=built.plan,
+        batches=batches, saver=built.checkpoints, schedule=schedule, layers=layers_of(config.model),
+        meter=Meter.of(config.model, world.device, world.world_size, config.monitor.peak_tflops),
+        watchdog=built.watchdog, compiled=config.engine.compile, plain_config=to_plain(config),
+    )  # fmt: skip
+
+
+def _guard(built: _Built, watch: Watch) -> Guard:
+    """The guard as the checkpoint left it; those to come keep it."""
+    config, restored = built.config, built.checkpoints.restored
+    guard = Guard(
+        config.guard, agree=built.world.agree, stop_asked=built.stop_asked,
+        device=built.world.device, check_every_steps=config.monitor.log_every_steps,
+        tell=watch.events.write, trace=_trace(built),
+        saved=None if restored is None else restored.meta.get("guard"),
+    )  # fmt: skip
+    built.checkpoints.guard = guard.to_plain
+    return guard
+
+
+def _trace(built: _Built) -> str:
+    return f"llmtrain trace run={built.run.path}"
+
+
+def _settled(built: _Built, watch: Watch, guard: Guard, reason: ExitReason) -> ExitReason:
+    """Go back where the loop ended for that, else say how it ended; returns what came of it."""
+    if reason is ExitReason.ROLLED_BACK:
+        reason = go_back(
+            guard, built.checkpoints, built.plan, built.journal, tell=watch.events.write,
+            trace=f"{_trace(built)} attempt={watch.events.attempt}", reached=built.progress.step,
+        )  # fmt: skip
+    if guard.sound_step is not None:
+        built.checkpoints.distrust(guard.sound_step)
+    if reason is not ExitReason.ROLLED_BACK:
+        watch.events.ended(reason, guard.why or built.limit.why)
+    if reason is ExitReason.PREEMPTED and built.limit.why:
+        reason = ExitReason.TIME_LIMIT
+    if reason.code == ExitReason.PREEMPTED.code and built.world.rank == 0:
+        built.run.write_status(reason, built.progress.step)  # time may be up before all is closed
+    return reason
 
 
 def _checked(built: _Built, watch: Watch, guard: Guard) -> tuple[loop.BatchSource, list[loop.Hook]]:
@@ -221,6 +251,7 @@ def _checked(built: _Built, watch: Watch, guard: Guard) -> tuple[loop.BatchSourc
         return watch.batches, []
     recheck = Recheck(
         built.world, built.engine, every_steps=config.guard.recheck_every_steps,
+        exact=built.world.device.type == "cpu" or config.engine.deterministic,
         compiled=config.engine.compile, sound_step=built.progress.step,
     )  # fmt: skip
     recheck.found, recheck.report = guard.distrust, watch.report

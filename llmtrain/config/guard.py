@@ -35,9 +35,9 @@ class GuardConfig:
     recheck_every_steps: int | None = None
     """Steps between searches for silent corruption; null never searches.
 
-    State that several ranks hold must have the same bits on all, and each block of the batch, run
-    forward twice more, give the same output: about 0.8 of a step. Best a divisor of
-    checkpoint.every_steps, so that what is saved was looked at.
+    State that several ranks hold must have the same bits on all, and the gradients of the first
+    micro-batch, computed twice block by block, must agree: about 2 steps divided by the number of
+    micro-batches. Best a divisor of checkpoint.every_steps, so that what is saved was looked at.
     """
     on_corruption: Literal["stop", "rollback"] = "stop"
     """What is done where the search finds something, which the log and an event name.

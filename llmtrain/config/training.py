@@ -224,12 +224,21 @@ class CheckpointConfig:
 
     Any file system of fsspec; a run without local checkpoints goes on from it. Null is off.
     """
+    memory_every_steps: int | None = None
+    """Steps between copies of the state in the memory of the nodes, each on two of them; null: off.
+
+    A start after a fault goes on from them where they are newer than what is on disk.
+    """
+    memory_dir: str = "/dev/shm"
+    """Folder in memory on every node that takes these copies."""
     start_from: str | None = field(default=None, metadata=FATAL)
     """Run or checkpoint folder whose weights a new run starts from; null means fresh weights."""
 
     def __post_init__(self) -> None:
         """Refuse counts below 1, and what no evaluation measures."""
-        problems = below(self, 1, "every_steps", "keep_last", "keep_every_steps")
+        problems = below(
+            self, 1, "every_steps", "keep_last", "keep_every_steps", "memory_every_steps"
+        )
         problems += below(self, 0, "keep_best") + not_positive(self, "grace_s")
         kind, slash, name = self.best_metric.partition("/")
         if kind != "validation_loss" or (slash and not name):

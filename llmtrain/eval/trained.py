@@ -30,7 +30,7 @@ from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import Place
 from llmtrain.tokenizer.prompts import PromptEncoder
 from llmtrain.tokenizer.tokenizer import Tokenizer
-from llmtrain.train.checkpoint import load_model_weights
+from llmtrain.train.restore import load_model_weights
 from llmtrain.train.rundir import RunDirectory
 from llmtrain.train.start import ORIGIN, check_weights
 from llmtrain.train.stored_run import StoredRun, find_run

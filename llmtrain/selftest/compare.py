@@ -12,7 +12,7 @@ from torch import Tensor
 from llmtrain import json_lines
 from llmtrain.errors import CheckpointError
 from llmtrain.train import archive
-from llmtrain.train.checkpoint import MODEL_PREFIX, load_tensors
+from llmtrain.train.restore import MODEL_PREFIX, load_tensors
 from llmtrain.train.rundir import RunDirectory
 
 _COMPARED = ("loss", "grad_norm", "lr")

@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,20 +98,27 @@ def digests(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
         return dict(zip(names, pool.map(one, names), strict=True))
 
 
-def commit(aside: Path, fields: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> Path:
+def commit(
+    aside: Path,
+    fields: Mapping[str, Any],
+    files: Mapping[str, Mapping[str, Any]],
+    here: Collection[str] | None = None,
+) -> Path:
     """Write ``meta.json`` last and give the folder its name; from here on the checkpoint exists.
 
-    ``fields`` hold the step. What else lies in ``aside`` is deleted.
+    ``fields`` hold the step. What else lies in ``aside`` is deleted. Those of the ``files`` that
+    have to be ``here`` are all, or the names given.
     Raises CheckpointError when a file another rank wrote is not there.
     """
-    missing = sorted(name for name in files if _size(aside / name) != files[name]["bytes"])
+    here = files if here is None else here
+    missing = sorted(name for name in here if _size(aside / name) != files[name]["bytes"])
     if missing:
         raise CheckpointError(
             f"{missing[0]} was written by another rank but is not in {aside} as it was written; "
             "the run folder must be on a file system that all ranks share"
         )
     for path in aside.iterdir():
-        if path.name not in files:
+        if path.name not in here:
             path.unlink()
     meta = {"format": FORMAT, **fields, "files": dict(files)}
     write_json(aside / META, {**meta, "meta_blake3": _meta_digest(meta)})
@@ -122,7 +129,7 @@ def commit(aside: Path, fields: Mapping[str, Any], files: Mapping[str, Mapping[s
 
 def amend(path: Path, **fields: Any) -> None:
     """Put other ``fields`` into the ``meta.json`` of a checkpoint; a reader sees the old or new."""
-    meta = {**_read_meta(path), **fields}
+    meta = {**read_meta(path), **fields}
     write_json(path / META, {**meta, "meta_blake3": _meta_digest(meta)})
 
 
@@ -184,7 +191,7 @@ def newest_good(
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Check a checkpoint against its ``meta.json``; raises CheckpointError naming the bad file."""
-    meta = _read_meta(path)
+    meta = read_meta(path)
     files: dict[str, dict[str, Any]] = meta["files"]
     for name, record in files.items():
         size = _size(path / name)
@@ -222,7 +229,8 @@ def set_aside(path: Path) -> None:
     path.rename(target)
 
 
-def _read_meta(path: Path) -> dict[str, Any]:
+def read_meta(path: Path) -> dict[str, Any]:
+    """Read ``meta.json`` without its own digest; raises CheckpointError where that is another."""
     try:
         meta = json.loads((path / META).read_bytes())
     except FileNotFoundError as error:

@@ -2,7 +2,8 @@
 
 Tensors are logical (full shape under one global name), so a run resumes on any layout that fits. A
 save copies this rank's part of the state to host memory and goes on behind the training; at most
-one is in flight. A save that fails leaves the run and the older checkpoints as they were.
+one is in flight to the disk, and one to the memory of the nodes (memory_copies.py). A save that
+fails leaves the run and the older checkpoints as they were.
 
 Invariant: what is written is the state at the call of ``save``: an engine that has
 ``before_update`` is copied while it computes gradients and waits before it changes anything, any
@@ -12,74 +13,46 @@ other state is copied before ``save`` returns.
     checkpoints.restore(progress)              # False where there is nothing to resume
     checkpoints.save(progress)
     checkpoints.wait()                         # whether it is on disk
-    weights = load_model_weights(Path("runs/demo"))   # plain fp32 tensors, no process group
 """
 
 import logging
+import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
 
 from llmtrain.config.training import CheckpointConfig
-from llmtrain.engine.portion import opened
 from llmtrain.errors import CheckpointError
-from llmtrain.train import archive, room, tensor_files
-from llmtrain.train.facts import changed_facts
+from llmtrain.train import archive, room
+from llmtrain.train.memory_copies import MemoryCopies
 from llmtrain.train.mirror import Mirror
 from llmtrain.train.objects import (
     from_first_rank,
     gather,
-    gather_at_first,
-    one_process_is_fine,
     rank,
-    scatter,
     share,
     world_size,
 )
 from llmtrain.train.progress import Progress
+from llmtrain.train.restore import Stateful, check_facts, load_into
+from llmtrain.train.resume import Find
 from llmtrain.train.retention import Keep, retire
 from llmtrain.train.run_journal import RunJournal
-from llmtrain.train.saving import Digests, Save, say_failed
-from llmtrain.train.staging import Staging
-from llmtrain.train.tensor_files import INDEX, RankFile
-
-MODEL_PREFIX = "model."
-"""What stands before a parameter's name in the checkpoint schema."""
+from llmtrain.train.saving import Digests, Save
+from llmtrain.train.snapshot import Snapshot
+from llmtrain.train.writer import Writer
 
 CLOSING_S = 10.0
-"""Seconds that a save in flight has to end when the run has failed."""
-
-_SPARE_BYTES = 1 << 16
+"""Seconds that saves in flight have to end when the run has failed."""
 
 logger = logging.getLogger(__name__)
 
 
-class Stateful(Protocol):
-    """The part of an engine that checkpoints need.
-
-    It may have ``before_update(act)`` besides: see ``engine.protocol.Engine``.
-    """
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Tensors or DTensors by schema name; loaded into in place."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over the loaded tensors."""
-        ...
-
-
 class Checkpoints:
-    """The checkpoints of one run; every method but ``close`` is called by all ranks alike."""
+    """The checkpoints of one run; all ranks call every method but ``close`` alike."""
 
     def __init__(
         self,
@@ -90,12 +63,13 @@ class Checkpoints:
         facts: Mapping[str, str],
         journal: RunJournal | None = None,
         carried: Callable[[], Mapping[str, Any]] = dict,
+        node: str | None = None,
     ) -> None:
         """Keep checkpoints of ``engine`` in ``directory``.
 
         ``facts`` (see facts.py) must be the same for a run to go on, or ``journal`` must accept
         what changed; ``carried`` is asked at every save on the first rank for what readers want to
-        find, as the W&B id.
+        find, as the W&B id. ``node`` names this machine, null is its host name.
         """
         self._directory = directory
         self._config = config
@@ -104,15 +78,20 @@ class Checkpoints:
         self._journal = journal
         self._carried = carried
         self._mirror = Mirror.of(config) if config.mirror and rank() == 0 else None
-        self._file: RankFile | None = None
-        self._index, self._bytes = b"", 0
-        self._staging: Staging | None = None
+        self._writer = Writer(engine, directory, asynchronous=config.asynchronous)
+        self._copies = (
+            MemoryCopies(directory, config, node or socket.gethostname())
+            if config.memory_every_steps
+            else None
+        )
+        self._find = Find(directory, self._copies, self._mirror)
         self._save: Save | None = None
+        self._kept: Save | None = None
         self._saves = 0
         self._saved_step: int | None = None
+        self._asked_step: int | None = None
+        self._said_left_out = False
         self._failed = False
-        self.stalled_s = 0.0
-        """Seconds the training loop has stood still for saves so far."""
         self.save_s: float | None = None
         """Seconds the newest save took until it was on disk, on the first rank."""
         self.scores: Callable[[int], Mapping[str, float]] = lambda step: {}
@@ -122,29 +101,27 @@ class Checkpoints:
         self.restored: archive.Checkpoint | None = None
         """What the run went on from; None where it began."""
 
+    @property
+    def stalled_s(self) -> float:
+        """Seconds the training loop has stood still for saves so far."""
+        return self._writer.stalled_s
+
     def due(self, progress: Progress) -> bool:
-        """Whether this step is one to save after; the last one always is."""
-        return progress.finished or progress.step % self._config.every_steps == 0
+        """Whether this step is one to save after, on disk or in memory; the last always is."""
+        return self._due_on_disk(progress) or self._due_in_memory(progress)
 
     def prepare(self) -> None:
         """Settle who writes what and take the memory for copies, so that no save has to.
 
         Deletes what a killed process has left.
         """
-        if self._file is not None:
+        if self._writer.file is not None:
             return
         from_first_rank(lambda: archive.clean(self._directory))
-        state = self._engine.state_dict()
-        plans = gather_at_first(tensor_files.own_items(state, rank() == 0))
-        chosen, metadata = (None, None) if plans is None else tensor_files.share_out(plans)
-        file = tensor_files.place(scatter(chosen), f"__{rank()}_0.distcp")
-        entries = gather_at_first(file.entries)
-        if metadata is not None and entries is not None:
-            self._index = tensor_files.index_file(metadata, entries)
-            self._bytes = sum(about.length for part in entries for _, about in part)
-        self._file = file
-        if self._config.asynchronous:
-            self._take_memory(file, state)
+        self._writer.prepare()
+        if self._copies is not None:
+            self._copies.open()
+            self._copies.take_room(self._writer.own_bytes)
 
     def check_room(self, progress: Progress) -> None:
         """Warn of a disk that is too small for what is to stay; every rank calls it, prepared.
@@ -152,42 +129,45 @@ class Checkpoints:
         Raises CheckpointError on every rank alike where not even one checkpoint fits.
         """
         from_first_rank(lambda: room.check(
-            self._directory, need=self._need, config=self._config, step=progress.step,
+            self._directory, need=self._writer.all_bytes, config=self._config, step=progress.step,
             held=len(archive.scan(self._directory)), num_steps=progress.num_steps,
         ))  # fmt: skip
 
     def save(self, progress: Progress) -> bool:
         """Save the state after ``progress.step``; False where this or the save before has failed.
 
-        That is said already, by the first rank. Saving the same step twice writes it once.
+        That is said already, by the first rank. A step that is due in memory alone is kept there,
+        and written to disk if it is asked for again. Saving a step twice writes it once. The answer
+        is about the disk.
         """
         if progress.step in (self._saved_step, self._save and self._save.step):
             return True
-        started = time.perf_counter()
-        self._say_if_waiting()
-        before = self._save is None or self._settle()
+        started, before = time.perf_counter(), True
+        again, self._asked_step = progress.step == self._asked_step, progress.step
         self.prepare()
-        if (problem := from_first_rank(self._no_room)) is not None:
-            self._failed = True
-            if rank() == 0:
-                say_failed(progress.step, problem, self._directory)
-            return False
-        save = self._save = self._begin(progress)
-        save.start()
-        if self._staging is None or not hasattr(self._engine, "before_update"):
-            save.staged.wait()
-        if self._staging is None:
+        to_memory = self._due_in_memory(progress) and not again
+        to_disk = self._due_on_disk(progress) or not to_memory
+        if to_disk:
+            self._say_if_waiting()
+            before = self._save is None or self._settle()
+            to_disk = self._writer.has_room(progress.step)
+            self._failed = self._failed or not to_disk
+            before = before and to_disk
+        to_memory = to_memory and not self._left_out(progress.step)
+        if to_disk or to_memory:
+            self._start(progress, to_disk=to_disk, to_memory=to_memory)
+        if self._writer.staging is None:
             before = self._settle() and before
-        self._stood(save, time.perf_counter() - started)
+            self._settle_kept()
+        self._writer.stood(time.perf_counter() - started)
         return before
 
     def wait(self) -> bool:
         """Wait for the save in flight; whether the last save that was asked for is on disk."""
         started = time.perf_counter()
-        save = self._save
         saved = self._settle()
-        if save is not None:
-            self._stood(save, time.perf_counter() - started)
+        self._settle_kept()
+        self._writer.stood(time.perf_counter() - started)
         return saved
 
     def wait_for_mirror(self) -> None:
@@ -195,42 +175,54 @@ class Checkpoints:
         if self._mirror is not None:
             self._mirror.wait()
 
+    def drop_memory(self) -> None:
+        """Give back the memory of the nodes, once a run has ended with everything on disk."""
+        if self._copies is not None:
+            self._settle_kept()
+            self._copies.drop()
+
     def close(self) -> None:
-        """Let a save in flight end within a few seconds, and give the memory back.
+        """Let saves in flight end within a few seconds, and give the memory back.
 
         Runs no collective: other ranks may be gone.
         """
-        save, self._save = self._save, None
-        if save is not None and not save.done.wait(CLOSING_S):
+        saves, end = (self._save, self._kept), time.monotonic() + CLOSING_S
+        self._save = self._kept = None
+        late = [
+            save for save in saves
+            if save is not None and not save.done.wait(max(0.0, end - time.monotonic()))
+        ]  # fmt: skip
+        for save in late:
             save.abandon()
             logger.warning("the save of step %d was not ended in %g s", save.step, CLOSING_S)
-        elif self._staging is not None:
-            self._staging.close()
-        self._staging = None
+        if self._copies is not None:
+            self._copies.close()
+        self._writer.close(writing=bool(late))
 
     def restore(self, progress: Progress) -> bool:
-        """Load the newest good checkpoint and set ``progress`` to it; False where there is none.
+        """Load the newest good state and set ``progress`` to it; False where there is none.
 
+        It comes from the memory of the nodes where that has one at least as new as the disk.
         Raises CheckpointError on every rank alike: damaged, of other data, of another model.
         """
         self._settle()
-        found = from_first_rank(self._newest)
+        self._settle_kept()
+        found = self._find.newest(self._engine)
+        if self._copies is not None and (found is None or not found.in_memory):
+            self._copies.forget()
         if found is None:
             return False
-        self._check_facts(found)
-        state = opened(self._engine.state_dict())
-        reader = FileSystemReader(found.path)
-        _check_schema(found.path, reader, state)
-        with one_process_is_fine():
-            try:
-                load(state, storage_reader=reader, no_dist=not dist.is_initialized())
-            except CheckpointException as error:
-                raise CheckpointError(f"{found.path} cannot be read: {_cause(error)}") from error
-        self._engine.load_state_dict(state)
-        progress.step = found.step
-        self._saved_step = found.step
-        self.restored = found
-        logger.info("resumed from %s", found.path)
+        restored = found.checkpoint
+        check_facts(restored, self._facts, self._journal)
+        load_into(self._engine, found.folder)
+        self.restored = restored
+        progress.step = self._asked_step = restored.step
+        if self._copies is not None and found.in_memory:
+            self._copies.release()
+            logger.info("resumed from memory, not from disk: %s", restored.path)
+        else:
+            self._saved_step = restored.step
+            logger.info("resumed from %s", restored.path)
         return True
 
     def before(self, step: int) -> archive.Checkpoint | None:
@@ -260,11 +252,13 @@ class Checkpoints:
             if self._mirror is not None:
                 self._mirror.start(to.path)
 
+        self._forget_copies()
         from_first_rank(change)
 
     def distrust(self, after: int) -> None:
         """Set aside the checkpoints of more than ``after`` steps: what they hold may be wrong."""
         self._settle()
+        self._forget_copies()
 
         def change() -> None:
             for step, path in archive.scan(self._directory):
@@ -273,63 +267,60 @@ class Checkpoints:
 
         from_first_rank(change)
 
-    def _newest(self) -> archive.Checkpoint | None:
-        """Clean up, and find what to go on from: here, or in the mirror where nothing is here."""
-        archive.clean(self._directory)
-        found = archive.newest_good(self._directory, move_damaged=True)
-        if found is None and self._mirror is not None:
-            return self._mirror.fetch(self._directory)
-        return found
+    def _due_on_disk(self, progress: Progress) -> bool:
+        return progress.finished or progress.step % self._config.every_steps == 0
 
-    def _take_memory(self, file: RankFile, state: Mapping[str, Tensor]) -> None:
-        """Make the staging memory, on all ranks or on none."""
-        device = next((t.device for t in state.values() if t.is_cuda), torch.device("cpu"))
-        staging, problem = None, ""
-        try:
-            staging = Staging(file.pieces, device)
-        except RuntimeError as error:
-            problem = f"rank {rank()}: {str(error).splitlines()[0]}"
-        problems = [problem for problem in gather(problem) if problem]
-        if problems:
+    def _due_in_memory(self, progress: Progress) -> bool:
+        every, copies = self._config.memory_every_steps, self._copies
+        return bool(every and copies and copies.usable and progress.step % every == 0)
+
+    def _forget_copies(self) -> None:
+        """Have no start go on from what is in memory now."""
+        self._settle_kept()
+        if self._copies is not None:
+            self._copies.forget()
+
+    def _left_out(self, step: int) -> bool:
+        """Whether memory is passed over, since a save before is still on its way; said once."""
+
+        def busy() -> bool:
+            kept, snapshot = self._kept, self._writer.last
+            in_flight = kept is not None and not kept.done.is_set()
+            return in_flight or (snapshot is not None and not snapshot.free.is_set())
+
+        told = gather((busy(), self._kept.told if self._kept is not None else None))
+        left_out = told[0][0]
+        if self._copies is not None and self._kept is not None:
+            self._copies.give(self._kept, [part for _, part in told])
+        if left_out and not self._said_left_out and rank() == 0:
+            self._said_left_out = True
             logger.warning(
-                "checkpoint.asynchronous=true needs host memory for a copy of the state, which "
-                "cannot be had (%s): training will stand still for saves", problems[0],
+                "step %d is not kept in memory, a save before it is still on its way; this is not "
+                "said again: raise checkpoint.memory_every_steps=%d",
+                step, self._config.memory_every_steps,
             )  # fmt: skip
-            return
-        self._staging = staging
-        if hasattr(self._engine, "before_update"):
-            self._engine.before_update(self._until_staged)
+        if not left_out:
+            self._settle_kept()
+        return left_out
 
-    def _no_room(self) -> str | None:
-        """What the disk lacks, before it is filled: other files of the run grow there too."""
-        try:
-            free = room.free_bytes(self._directory)
-        except OSError as error:
-            return str(error)
-        if free >= self._need:
-            return None
-        return f"No space left on device: it needs {self._need:,} bytes, {free:,} are free"
-
-    @property
-    def _need(self) -> int:
-        """Bytes of a checkpoint, once prepared; on the first rank."""
-        return self._bytes + len(self._index) + _SPARE_BYTES
-
-    def _until_staged(self) -> None:
-        """Hold the engine up while the state it is about to change is still being copied."""
-        if self._save is not None and not self._save.staged.is_set():
-            started = time.perf_counter()
-            self._save.staged.wait()
-            self._stood(self._save, time.perf_counter() - started)
-
-    def _begin(self, progress: Progress) -> Save:
-        """Everything about a save that has to be settled at this step."""
+    def _start(self, progress: Progress, *, to_disk: bool, to_memory: bool) -> None:
+        """Begin to write the state, which is copied once, to one place or two."""
         self._saves += 1
-        aside = archive.aside_path(self._directory, progress.step, self._saves)
-        state, staging = self._engine.state_dict(), self._staging
-        ready = None if staging is None else staging.ready()
-        started = time.monotonic()
-        fields = {
+        snapshot = self._writer.snapshot(to_memory=to_memory, to_disk=to_disk)
+        fields = self._fields(progress)
+        if to_memory and self._copies is not None:
+            self._kept = self._copies.save(
+                progress.step, self._saves, fields, snapshot.write_to_memory
+            )
+            self._kept.start()
+        if to_disk:
+            self._save = self._save_of(progress.step, snapshot, fields)
+            self._save.start()
+        self._writer.until_taken(may_change_later=True)
+
+    def _fields(self, progress: Progress) -> dict[str, Any]:
+        """What ``meta.json`` holds besides the files."""
+        return {
             "step": progress.step,
             "tokens": progress.tokens,
             "facts": self._facts,
@@ -341,36 +332,24 @@ class Checkpoints:
             "torch": torch.__version__,
         }
 
-        def write(save: Save) -> Digests:
-            if staging is not None:
-                staging.copy(state, ready)
-                save.staged.set()
-            return self._write(aside, state, staging)
+    def _save_of(self, step: int, snapshot: Snapshot, fields: Mapping[str, Any]) -> Save:
+        """Make the save to the disk."""
+        aside = archive.aside_path(self._directory, step, self._saves)
+        started = time.monotonic()
 
         def commit(save: Save, files: Digests) -> None:
             self._commit(save, aside, fields, files)
             self.save_s = time.monotonic() - started
             logger.info(
                 "saved step %d in %.2f s, training stood still for %.2f s of them",
-                save.step, self.save_s, save.stalled_s,
+                save.step, self.save_s, snapshot.stalled_s,
             )  # fmt: skip
 
         return Save(
-            progress.step, aside, rank(), world_size(),
-            write=write, commit=commit if rank() == 0 else None,
+            step, aside, rank(), world_size(),
+            write=lambda save: snapshot.write_to_disk(aside),
+            commit=commit if rank() == 0 else None,
         )  # fmt: skip
-
-    def _write(self, aside: Path, state: Mapping[str, Tensor], staging: Staging | None) -> Digests:
-        """Write this rank's files, from the copies or from the state itself."""
-        if self._file is None:
-            raise RuntimeError("prepare() comes before a save")
-        pieces = self._file.pieces
-        values = staging.values if staging else (piece.on_host(state) for piece in pieces)
-        aside.mkdir(parents=True, exist_ok=True)
-        files = {self._file.name: tensor_files.write(aside / self._file.name, pieces, values)}
-        if self._index:
-            files[INDEX] = tensor_files.write_bytes(aside / INDEX, [self._index])
-        return files
 
     def _commit(self, save: Save, aside: Path, fields: Mapping[str, Any], files: Digests) -> None:
         path = archive.commit(aside, fields, files)
@@ -398,71 +377,10 @@ class Checkpoints:
             self._saved_step = self._saved_step if self._failed else save.step
         return not self._failed
 
-    def _stood(self, save: Save, seconds: float) -> None:
-        save.stalled_s += seconds
-        self.stalled_s += seconds
-
-    def _check_facts(self, found: archive.Checkpoint) -> None:
-        """Refuse to go on with other data; names each fact that changed and is not accepted."""
-        changed = changed_facts(found.meta["facts"], self._facts)
-        if self._journal is not None:
-            changed = self._journal.resume(found.meta.get("journal", {}), found.step, changed)
-        if changed:
-            raise CheckpointError(
-                f"{found.path} belongs to another run: {'; '.join(changed)}; put these back, "
-                "start a run of another name, or go on with other data by data.accept_changed=true"
-            )
-
-
-def load_model_weights(path: Path) -> dict[str, Tensor]:
-    """Full model weights by parameter name, on CPU, of a run folder's newest good checkpoint.
-
-    ``path`` may also be one checkpoint folder. Needs no process group. Raises CheckpointError.
-    """
-    state = load_tensors(archive.locate(path).path, MODEL_PREFIX)
-    return {name.removeprefix(MODEL_PREFIX): tensor for name, tensor in state.items()}
-
-
-def load_tensors(folder: Path, prefix: str = "") -> dict[str, Tensor]:
-    """Whole tensors by schema name, on CPU, of one checkpoint folder; checksums are not looked at.
-
-    ``prefix`` chooses those whose names begin so.
-    """
-    reader = FileSystemReader(folder)
-    stored = reader.read_metadata().state_dict_metadata
-    state = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in stored.items()
-        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
-    }
-    with one_process_is_fine():
-        load(state, storage_reader=reader, no_dist=True)
-    return state
-
-
-def _check_schema(path: Path, reader: FileSystemReader, state: Mapping[str, Tensor]) -> None:
-    """Refuse a checkpoint of another model; compares names and shapes over all ranks."""
-    stored = {
-        name: tuple(entry.size)
-        for name, entry in reader.read_metadata().state_dict_metadata.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
-    wanted: dict[str, tuple[int, ...]] = {}
-    for part in gather({name: tuple(tensor.shape) for name, tensor in state.items()}):
-        wanted.update(part)
-    names = sorted(stored.keys() | wanted.keys())
-    differing = [name for name in names if stored.get(name) != wanted.get(name)]
-    if differing:
-        name = differing[0]
-        raise CheckpointError(
-            f"{path} is of another model: {len(differing)} tensors differ, the first is {name}, "
-            f"of shape {stored.get(name)} in the checkpoint and {wanted.get(name)} in the "
-            "configuration; put model.* back, or start a run of another name"
-        )
-
-
-def _cause(error: CheckpointException) -> str:
-    """One line from the first failure of a collective save or load."""
-    failed, (exception, _) = min(error.failures.items())
-    text = str(exception).strip() or type(exception).__name__
-    return f"rank {failed}: {text.splitlines()[0]}"
+    def _settle_kept(self) -> None:
+        """Wait for the save to memory that is in flight."""
+        kept, self._kept = self._kept, None
+        if kept is not None and self._copies is not None:
+            kept.written.wait()
+            self._copies.give(kept, gather(kept.told))
+            kept.done.wait()

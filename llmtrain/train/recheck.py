@@ -1,15 +1,15 @@
 """Silent corruption: bits that no checksum of a file and no parity of a memory has noticed.
 
 At chosen steps, after the update, two things are done again that must give the same bits. Whatever
-several ranks hold of the state (parameters, moments) has one checksum on all of them; and every
-block, run twice on the same input, gives the same output. The rank is named whose bits differ from
-those of most others, or whose block gave two outputs for one input; its neighbours, who were sent
-wrong numbers, are not.
+several ranks hold of the state (parameters, moments) has one checksum on all of them; and one
+micro-batch's gradients, computed twice from the same parameters, block by block, are the same
+(train/twice.py). The rank is named whose bits differ from those of most others, or whose block gave
+two results for one input; its neighbours, who were sent wrong numbers, are not.
 
 Invariant: no bit of a step depends on whether it was checked, and every rank comes to the same
 finding.
 
-    recheck = Recheck(world, engine, every_steps=500, compiled=False, sound_step=progress.step)
+    recheck = Recheck(world, engine, every_steps=500, exact=True, compiled=False, sound_step=step)
     recheck.found = guard.distrust              # told what is wrong, and the last sound step
     batches = recheck.watching(batches)
     hooks.append(recheck)                       # on every rank
@@ -18,27 +18,21 @@ finding.
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from llmtrain.data.batch import StepBatch
 from llmtrain.engine.protocol import StepResult
-from llmtrain.model.layers import Block
 from llmtrain.parallel.mesh import World
-from llmtrain.parallel.region import local_part
 from llmtrain.train.loop import BatchSource
 from llmtrain.train.progress import Progress
 from llmtrain.train.tensor_files import own_rectangles
-
-_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-Call = tuple[int, int, int]
-"""A run of a block: its layer, the checksums of what went in and of what came out."""
+from llmtrain.train.twice import Found, Twice, bits
 
 
 class Checked(Protocol):
@@ -65,23 +59,39 @@ class Evidence:
     """Its machine."""
     held: Mapping[tuple[str, tuple[int, ...]], int]
     """Checksum by name of a tensor and offset of the rectangle in it."""
-    calls: tuple[Sequence[Call], Sequence[Call]]
-    """The blocks of both runs, in order."""
+    found: Sequence[Found]
+    """What it computed twice with two results."""
+    joined: Hashable = None
+    """Alike on ranks that compute one block together (tp, cp); None of a rank alone."""
 
 
 class Recheck:
     """Hook on every rank, and what hands it the batches of chosen steps."""
 
     def __init__(
-        self, world: World, engine: Checked, *, every_steps: int, compiled: bool, sound_step: int
+        self,
+        world: World,
+        engine: Checked,
+        *,
+        every_steps: int,
+        exact: bool,
+        compiled: bool,
+        sound_step: int,
     ) -> None:
         """Check every ``every_steps`` steps; what was loaded at ``sound_step`` is trusted.
 
-        ``compiled`` blocks are run uncompiled.
+        Args:
+            world: the ranks.
+            engine: what is checked.
+            every_steps: steps from one check to the next.
+            exact: a backward repeats bit by bit; else up to the order of its sums.
+            compiled: blocks are compiled; here they run uncompiled.
+            sound_step: the last step at which nothing is wrong.
         """
         self._world = world
         self._engine = engine
         self._every_steps = every_steps
+        self._exact = exact
         self._compiled = compiled
         self._sound_step = sound_step
         self._batch: StepBatch | None = None
@@ -104,8 +114,9 @@ class Recheck:
             return
         result.applied.item()  # the training steps before are not counted as time of this
         started = time.perf_counter()
-        batch, self._batch = replace(self._batch, row_ids=None), None
-        mine = Evidence(socket.gethostname(), self._held(), (self._run(batch), self._run(batch)))
+        batch, self._batch = replace(self._batch, row_ids=None).microbatches()[0], None
+        joined = (self._world.pp_rank, self._world.dp_rank)
+        mine = Evidence(socket.gethostname(), self._held(), self._found(batch), joined)
         parts = self._world.collect(mine)
         why = self._world.share(judge(parts) if parts is not None else "", source=0)
         if why:
@@ -121,21 +132,14 @@ class Recheck:
         }
         return dict(zip(sums, _read(list(sums.values())), strict=True))
 
-    def _run(self, batch: StepBatch) -> list[Call]:
-        """Run the batch forward; what went into and came out of every block here."""
-        blocks = [
-            module
-            for stage in self._engine.stages()
-            for module in stage.modules()
-            if isinstance(module, Block)
-        ]
-        calls: list[tuple[int, Tensor, Tensor]] = []
-        with _recording(blocks, calls), ExitStack() as eager:
+    def _found(self, batch: StepBatch) -> list[Found]:
+        """Run one micro-batch; what its blocks computed twice with two results."""
+        twice = Twice(self._world, self._engine.stages(), exact=self._exact)
+        with twice.watching(), ExitStack() as eager:
             if self._compiled:
                 eager.enter_context(torch.compiler.set_stance("force_eager"))
             self._engine.eval_step(batch)
-        layers, ins, outs = ([], [], []) if not calls else zip(*calls, strict=True)
-        return list(zip(layers, _read(ins), _read(outs), strict=True))
+        return twice.found()
 
 
 class _Watching:
@@ -154,8 +158,7 @@ def checksum(values: Tensor) -> Tensor:
 
     One flipped bit always changes it, and so do several but by a rare chance.
     """
-    plain = local_part(values.detach()).contiguous().flatten()
-    return plain.view(_WORDS[plain.dtype.itemsize]).sum(dtype=torch.int64)
+    return bits(values).sum(dtype=torch.int64)
 
 
 def judge(parts: Sequence[Evidence]) -> str:
@@ -184,30 +187,22 @@ def _differing(parts: Sequence[Evidence]) -> Iterator[str]:
 
 
 def _unsteady(parts: Sequence[Evidence]) -> Iterator[str]:
-    """Ranks whose block gave two outputs for one input."""
+    """Ranks that computed something twice with two results.
+
+    A block that ranks compute together spreads a wrong number among them: those are named with
+    whom it began.
+    """
+    together: dict[Hashable, list[int]] = {}
     for rank, part in enumerate(parts):
-        for (layer, given, first), (_, again, second) in zip(*part.calls, strict=True):
-            if given == again and first != second:
-                yield f"rank {rank} on {part.host} computed layer {layer} twice with other bits"
-                break
+        if part.found:
+            together.setdefault(rank if part.joined is None else part.joined, []).append(rank)
+    for ranks in together.values():
+        number, what = min(parts[rank].found[0] for rank in ranks)
+        first = [rank for rank in ranks if parts[rank].found[0][0] == number]
+        who = " or ".join(f"rank {rank} on {parts[rank].host}" for rank in first)
+        yield f"{who} computed {what} twice with other bits"
 
 
 def _read(sums: Sequence[Tensor]) -> list[int]:
     found: list[int] = torch.stack(list(sums)).tolist() if sums else []
     return found
-
-
-@contextmanager
-def _recording(blocks: Sequence[Block], calls: list[tuple[int, Tensor, Tensor]]) -> Iterator[None]:
-    """Have ``blocks`` add each run to ``calls``."""
-
-    def note(block: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
-        layer = cast(Block, block).self_attn.layer
-        calls.append((layer, checksum(given[0]), checksum(output)))
-
-    handles = [block.register_forward_hook(note) for block in blocks]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

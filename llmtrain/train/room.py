@@ -22,6 +22,17 @@ def free_bytes(directory: Path) -> int:
     return disk_usage(directory).free
 
 
+def free_memory_bytes(folder: Path) -> int:
+    """Bytes that may be written to ``folder`` in memory: what it takes and what the host has.
+
+    Raises OSError.
+    """
+    free = free_bytes(folder)
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    available = next((int(n.split()[1]) for n in lines if n.startswith("MemAvailable:")), None)
+    return free if available is None else min(free, available * 1024)
+
+
 def most_kept(config: CheckpointConfig, num_steps: int) -> int:
     """Checkpoints there are at a time, at most: an old one is deleted after a new one is there."""
     for_good = num_steps // config.keep_every_steps if config.keep_every_steps else 0

@@ -43,25 +43,27 @@ class Save:
         *,
         write: Callable[["Save"], Digests],
         commit: Callable[["Save", Digests], None] | None,
+        failed: Callable[["Save"], None] | None = None,
     ) -> None:
         """Save ``step`` into ``aside``.
 
-        ``write`` makes this rank's files, calls ``staged.set()`` when it no longer needs the state,
-        and may raise OSError; ``commit``, on the first rank, takes the digests of all.
+        ``write`` makes this rank's files and may raise OSError; ``commit``, on the first rank,
+        takes the digests of all; ``failed``, there, is told of a ``problem`` once the files are
+        gone, in place of the log.
         """
         self.step = step
-        self.staged, self.written, self.done = (threading.Event() for _ in range(3))
+        self.written, self.done = threading.Event(), threading.Event()
         self.part: Part = "not written"
         """Of this rank; once ``written`` is set."""
         self.problem: str | None = None
         """Why it was not committed, in one line; once ``done`` is set, on the first rank."""
-        self.stalled_s = 0.0
-        """Seconds the training loop stood still for it."""
-        self._aside = aside
+        self.aside = aside
+        """Where it is written before it is committed."""
         self._rank = rank
         self._world_size = world_size
         self._write = write
         self._commit = commit
+        self._failed = failed or _say
         self._given: Sequence[Part] | None = None
         self._news = threading.Event()
         self._abandoned = False
@@ -79,7 +81,6 @@ class Save:
         except Exception as error:  # whatever it is, peers and the loop wait for an answer
             logger.exception("the checkpoint of step %d cannot be written", self.step)
             self.part = f"{type(error).__name__}: {error}".splitlines()[0]
-        self.staged.set()
         self.written.set()
 
     def finish(self) -> None:
@@ -95,9 +96,14 @@ class Save:
             logger.exception("the checkpoint of step %d cannot be committed", self.step)
             self.problem = f"{type(error).__name__}: {error}".splitlines()[0]
         if self.problem is not None and self._commit is not None:
-            shutil.rmtree(self._aside, ignore_errors=True)
-            say_failed(self.step, self.problem, self._aside.parent)
+            shutil.rmtree(self.aside, ignore_errors=True)
+            self._failed(self)
         self.done.set()
+
+    @property
+    def told(self) -> Part | None:
+        """The part of this rank; None until it is written."""
+        return self.part if self.written.is_set() else None
 
     def give(self, parts: Sequence[Part]) -> None:
         """Hand in the parts of all ranks, in their order."""
@@ -115,7 +121,7 @@ class Save:
 
     def _tell(self) -> None:
         told = {"files": self.part} if isinstance(self.part, Mapping) else {"problem": self.part}
-        write_json(part_path(self._aside, self._rank), told)
+        write_json(part_path(self.aside, self._rank), told)
 
     def _collect(self) -> Sequence[Part]:
         """Wait for the parts of all ranks."""
@@ -123,7 +129,7 @@ class Save:
         pause_s = _SHORTEST_PAUSE_S
         while self._given is None and len(found) < self._world_size:
             for rank in range(self._world_size):
-                path = part_path(self._aside, rank)
+                path = part_path(self.aside, rank)
                 if rank not in found and path.exists():
                     told = read_json(path)
                     found[rank] = told.get("files") or str(told.get("problem"))
@@ -144,6 +150,10 @@ def say_failed(step: int, problem: str, directory: Path) -> None:
         "room in %s",
         step, problem, directory,
     )  # fmt: skip
+
+
+def _say(save: Save) -> None:
+    say_failed(save.step, str(save.problem), save.aside.parent)
 
 
 def part_path(aside: Path, rank: int) -> Path:

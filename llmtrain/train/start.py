@@ -8,6 +8,7 @@ fresh beside the weights of a checkpoint that has none.
 """
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,20 +19,23 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from llmtrain.config.adapter import AdapterConfig
 from llmtrain.config.model import ModelConfig
 from llmtrain.engine.portion import opened
 from llmtrain.errors import CheckpointError
 from llmtrain.model.adapter import LORA_A, is_adapter
 from llmtrain.model.parameters import parameter_table
 from llmtrain.train import archive
-from llmtrain.train.checkpoint import MODEL_PREFIX, Stateful
 from llmtrain.train.objects import from_first_rank, one_process_is_fine
+from llmtrain.train.restore import MODEL_PREFIX, Stateful
 from llmtrain.train.weights import StoredWeights
 
 logger = logging.getLogger(__name__)
 
 ORIGIN = "huggingface"
 """What an import leaves in ``meta.json`` and ``run.json`` for the export of what comes of it."""
+ADAPTER = "adapter"
+"""What checkpoints carry of an adapter: the fields of its scale, which no tensor shows."""
 
 
 def start_from(where: str, engine: Stateful, model: ModelConfig) -> Mapping[str, Any]:
@@ -43,6 +47,8 @@ def start_from(where: str, engine: Stateful, model: ModelConfig) -> Mapping[str,
     found = from_first_rank(lambda: archive.locate(Path(where)))
     shapes = StoredWeights(found.path).shapes
     check_adapter(found.path, shapes, model)
+    carried: Mapping[str, Any] = found.meta.get("carried", {})
+    check_scale(found.path, carried, model)
     fresh = model.adapter is not None and not any(map(is_adapter, shapes))
     check_weights(found.path, shapes, replace(model, adapter=None) if fresh else model)
     state = opened(engine.state_dict())
@@ -59,7 +65,6 @@ def start_from(where: str, engine: Stateful, model: ModelConfig) -> Mapping[str,
             raise CheckpointError(f"{found.path} cannot be read: {error}") from error
     engine.load_state_dict(state)
     logger.info("started with the weights of %s", found.path)
-    carried: Mapping[str, Any] = found.meta.get("carried", {})
     return carried
 
 
@@ -78,6 +83,36 @@ def check_adapter(path: Path, shapes: Mapping[str, tuple[int, ...]], model: Mode
             f"{own}; use the model.adapter the checkpoint was made with, or start from its merged "
             "export (llmtrain export, then llmtrain import)"
         )
+
+
+def adapter_facts(model: ModelConfig) -> dict[str, dict[str, Any]]:
+    """Name what checkpoints of ``model`` carry of its adapter; nothing where it has none."""
+    adapter = model.adapter
+    if adapter is None:
+        return {}
+    return {ADAPTER: {"alpha": adapter.alpha, "use_rslora": adapter.use_rslora}}
+
+
+def check_scale(path: Path, carried: Mapping[str, Any], model: ModelConfig) -> None:
+    """Compare what a checkpoint carries of its adapter's scale with the adapter of ``model``.
+
+    Raises:
+        CheckpointError: the adapter would be multiplied by another number than it was.
+    """
+    if model.adapter is None or ADAPTER not in carried:
+        return
+    was = replace(model.adapter, **carried[ADAPTER])
+    if not math.isclose(was.scale, model.adapter.scale):
+        raise CheckpointError(
+            f"{path} holds an adapter of {_scale(was)}, the configuration has {_scale(model.adapter)}"
+            ": B A x would count otherwise than it was trained; use the model.adapter the "
+            "checkpoint was made with"
+        )
+
+
+def _scale(adapter: AdapterConfig) -> str:
+    rslora = str(adapter.use_rslora).lower()
+    return f"alpha={adapter.alpha:g} and use_rslora={rslora} (scale {adapter.scale:g})"
 
 
 def check_weights(path: Path, shapes: Mapping[str, tuple[int, ...]], model: ModelConfig) -> None:

@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.planner import (
 
 from llmtrain.errors import CheckpointError
 from llmtrain.train import archive, tensor_files
-from llmtrain.train.checkpoint import MODEL_PREFIX
+from llmtrain.train.restore import MODEL_PREFIX
 
 _FILE = "__0_0.distcp"
 PIECE_BYTES = 1 << 26

@@ -275,7 +275,7 @@ def test_without_memory_for_a_copy_saves_are_synchronous(
     def refuse(*_: object) -> None:
         raise RuntimeError("can't allocate memory")
 
-    monkeypatch.setattr("llmtrain.train.checkpoint.Staging", refuse)
+    monkeypatch.setattr("llmtrain.train.writer.Staging", refuse)
     checkpoints = make(tmp_path, State(1))
     checkpoints.save(at(5))
     assert archive.locate(tmp_path).step == 5

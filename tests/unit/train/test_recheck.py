@@ -1,19 +1,22 @@
 """What the evidence of the ranks says of them."""
 
+from collections.abc import Sequence
+
 import torch
 
 from llmtrain.train.recheck import Evidence, checksum, judge
+from llmtrain.train.twice import Found
 
-SOUND = {("model.a", (0,)): 5, ("model.b", (0,)): 7}
-CALLS = [(0, 1, 2), (1, 2, 3)]
+SOUND: dict[tuple[str, tuple[int, ...]], int] = {("model.a", (0,)): 5, ("model.b", (0,)): 7}
 
 
 def part(
     held: dict[tuple[str, tuple[int, ...]], int] = SOUND,
-    again: list[tuple[int, int, int]] = CALLS,
+    found: Sequence[Found] = (),
     host: str = "n0",
+    joined: int | None = None,
 ) -> Evidence:
-    return Evidence(host, held, (CALLS, again))
+    return Evidence(host, held, found, joined)
 
 
 def test_a_single_bit_changes_the_checksum() -> None:
@@ -44,10 +47,20 @@ def test_ranks_that_hold_other_rectangles_are_not_compared() -> None:
     assert judge([part({("model.a", (0,)): 1}), part({("model.a", (4,)): 2})]) == ""
 
 
-def test_the_block_with_two_outputs_for_one_input_is_named_and_not_those_behind_it() -> None:
-    """Rank 1 was sent other numbers the second time, as a later stage is."""
-    wrong = [(0, 1, 2), (1, 2, 9)]
-    victim = [(0, 9, 4), (1, 4, 5)]
-    assert judge([part(again=wrong), part(again=victim)]) == (
-        "rank 0 on n0 computed layer 1 twice with other bits"
+def test_the_first_thing_computed_with_two_results_is_named() -> None:
+    wrong = [(3, "layer 1's output"), (4, "layer 1's gradient of its input")]
+    assert judge([part(found=wrong), part()]) == (
+        "rank 0 on n0 computed layer 1's output twice with other bits"
+    )
+
+
+def test_of_ranks_that_compute_together_the_one_where_it_began_is_named() -> None:
+    """Ranks 0 and 1 share every block; rank 0 was sent what rank 1 had computed."""
+    victim, culprit = [(5, "layer 1's gradient of its input")], [(4, "layer 1's gradient of w")]
+    assert judge([part(found=victim, joined=0), part(found=culprit, joined=0)]) == (
+        "rank 1 on n0 computed layer 1's gradient of w twice with other bits"
+    )
+    assert judge([part(found=victim, joined=0), part(found=victim, host="n1", joined=0)]) == (
+        "rank 0 on n0 or rank 1 on n1 computed layer 1's gradient of its input twice with other "
+        "bits"
     )

@@ -39,3 +39,7 @@ def test_a_disk_with_room_for_fewer_than_stay_is_warned_of(
 def test_those_that_stay_for_good_and_the_best_count(tmp_path: Path) -> None:
     config = CheckpointConfig(keep_last=2, keep_best=1, keep_every_steps=1000)
     assert room.most_kept(config, 10_500) == 2 + 1 + 10 + 1
+
+
+def test_memory_is_no_more_than_the_host_has(tmp_path: Path) -> None:
+    assert 0 < room.free_memory_bytes(tmp_path) <= room.free_bytes(tmp_path)
