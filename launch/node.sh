@@ -4,7 +4,7 @@ set -u
 node={{node}}
 head={{head}}
 {{python}} -m llmtrain.launch.preflight node="$(hostname)" config={{hash}} gpus={{gpus}} \
-    $([ "$node" = 0 ] && echo port={{port}}) -- {{words}} || exit 2
+    $([ "$node" = 0 ] && echo port={{port}}) -- {{words}} || exit $?
 exec {{python}} -m llmtrain.launch.supervise run={{run}} -- \
     {{python}} -m torch.distributed.run --nnodes={{num_nodes}} --nproc-per-node={{ranks}} \
     --rdzv-backend=c10d --rdzv-endpoint="$head:{{port}}" --rdzv-id={{name}} \

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from llmtrain import logs
@@ -54,7 +55,7 @@ from llmtrain.train.rollback import go_back
 from llmtrain.train.run_journal import RunJournal
 from llmtrain.train.rundir import ExitReason, RunDirectory
 from llmtrain.train.schedule import Schedule, learning_rate
-from llmtrain.train.start import ORIGIN, start_from
+from llmtrain.train.start import ORIGIN, adapter_facts, check_scale, start_from
 from llmtrain.train.start_checks import check_ranks
 from llmtrain.train.time_limit import TimeLimit
 from llmtrain.train.watch import Parts, Watch, open_watch
@@ -140,11 +141,7 @@ def _build(
     plan = plan_of(config, open_sources(data.sources, data.cache_dir, check=False))
     documents = DocumentLosses(run.path, world, plan.source_names, config.monitor)
     preferences = preferences_of(config, plan, world, run.path, documents.observe)
-    held_out: EvaluationBatches | None = (
-        held_out_of(config, world.dp_rank, world.dp_size)
-        if preferences is None
-        else preferences.held_out
-    )
+    held_out = _held_out(config, world, preferences)
     num_sources = max(len(p.source_names) for p in (plan, held_out) if p is not None)
     engine = engine_of(config, world, num_sources, (preferences or documents).observe)
     stack.callback(engine.close)
@@ -154,9 +151,11 @@ def _build(
         accept_changed=data.accept_changed,
     )  # fmt: skip
     checkpoints = Checkpoints(
-        run.checkpoints, config.checkpoint, engine,
-        facts=data_facts(plan), journal=journal,
-        carried=lambda: run.read_record() | ({} if preferences is None else preferences.facts),
+        run.checkpoints, config.checkpoint, engine, facts=data_facts(plan), journal=journal,
+        carried=lambda: {
+            **run.read_record(), **adapter_facts(config.model),
+            **({} if preferences is None else preferences.facts),
+        },
     )  # fmt: skip
     stack.callback(checkpoints.close)
     limit = TimeLimit(
@@ -167,9 +166,17 @@ def _build(
         config=config, run=run, world=world, progress=progress,
         stop_asked=(lambda: limit.reached() or stop_asked()) if world.rank == 0 else stop_asked,
         limit=limit, plan=plan, held_out=held_out, preferences=preferences, documents=documents,
-        engine=engine, mixing=mixing, journal=journal, checkpoints=checkpoints,
-        watchdog=watchdog,
+        engine=engine, mixing=mixing, journal=journal, checkpoints=checkpoints, watchdog=watchdog,
     )  # fmt: skip
+
+
+def _held_out(
+    config: RunConfig, world: World, preferences: Preferences | None
+) -> EvaluationBatches | None:
+    """What the run is evaluated on, pairs where it trains on pairs; None without any."""
+    if preferences is not None:
+        return preferences.held_out
+    return held_out_of(config, world.dp_rank, world.dp_size)
 
 
 def _attempt(built: _Built) -> ExitReason:
@@ -212,8 +219,10 @@ def _watched(built: _Built, batches: Feed, schedule: Schedule) -> Parts:
 def _guard(built: _Built, watch: Watch) -> Guard:
     """The guard as the checkpoint left it; those to come keep it."""
     config, restored = built.config, built.checkpoints.restored
+    late_s = max(20.0, config.checkpoint.grace_s / 2)  # the other half is for the save
     guard = Guard(
-        config.guard, agree=built.world.agree, stop_asked=built.stop_asked,
+        config.guard, agree=partial(built.world.agree, grace_s=late_s),
+        stop_asked=built.stop_asked,
         device=built.world.device, check_every_steps=config.monitor.log_every_steps,
         tell=watch.events.write, trace=_trace(built),
         saved=None if restored is None else restored.meta.get("guard"),
@@ -295,11 +304,14 @@ def _resume(
         carried = start_from(config.checkpoint.start_from, engine, config.model)
         if world.rank == 0 and ORIGIN in carried:
             run.record(**{ORIGIN: carried[ORIGIN]})
+    restored = checkpoints.restored
+    if restored is not None:  # on a new disk no config.yaml was compared
+        check_scale(restored.path, restored.meta["carried"], config.model)
     checkpoints.prepare()
     checkpoints.check_room(progress)
     if world.rank == 0:
-        if checkpoints.restored is not None:  # on a new disk there is no run.json yet
-            run.record(**checkpoints.restored.meta["carried"])
+        if restored is not None:  # on a new disk there is no run.json yet
+            run.record(**restored.meta["carried"])
         write_yaml(config, run.config_yaml)
 
 

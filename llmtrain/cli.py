@@ -9,6 +9,7 @@ launcher rank 0 alone composes it; the other ranks build from the bytes it publi
 
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -64,6 +65,8 @@ SPLITS: Mapping[type[Any], Callable[[list[str]], tuple[list[str], list[str]]]] =
 
 STOPPED = 3
 """Exit status of a run that was asked to stop and saved."""
+NEEDS_A_PERSON = 4
+"""Exit status of a run that another start would end the same way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,8 +204,10 @@ class Launch:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status (0 done, 2 wrong input, 3 stopped, 1 a fault)."""
+    """Run one command; returns its exit status (0, 1 fault, 2 input, 3 stopped, 4 a person)."""
     launch = Launch.from_environment()
+    if launch.launched and signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # its launcher was shielded, it is not
     words = list(sys.argv[1:] if argv is None else argv)
     return logs.run_command(lambda: _dispatch(words, launch), launch.rank)
 
@@ -239,8 +244,8 @@ def _dispatch(words: list[str], launch: Launch) -> int:
         config, status = _agreed(command, arguments, launch, held)
         if config is not None:
             status = _call(command.entry, config)
-    # A launcher would restart a rank that stopped on request; status.json says what happened.
-    return 0 if launch.launched and status == STOPPED else status
+    # A launcher would restart a rank that ended on purpose; status.json says what happened.
+    return 0 if launch.launched and status in (STOPPED, NEEDS_A_PERSON) else status
 
 
 def _check_launch(arguments: Arguments, launch: Launch) -> None:

@@ -38,4 +38,4 @@ class LayoutError(LLMTrainError):
 class OutOfMemoryError(LLMTrainError):
     """A device has no room for what the run asks for; the message says what would lower it."""
 
-    status = 1
+    status = 4

@@ -31,7 +31,7 @@ def blocks(path: Path) -> Iterator[list[dict[str, Any]]]:
                 try:
                     rows = orjson.loads(b"[" + b",".join(lines) + b"]")
                 except ValueError:
-                    rows = _whole(lines)
+                    rows = whole(lines)
                 yield [row for row in rows if isinstance(row, dict)]
     except FileNotFoundError:
         return
@@ -40,20 +40,30 @@ def blocks(path: Path) -> Iterator[list[dict[str, Any]]]:
 def append(path: Path, row: Mapping[str, Any]) -> None:
     """Add one line, whole beside other processes' lines; it is on the disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        size = os.fstat(file).st_size
-        if size and os.pread(file, 1, size - 1) != b"\n":
-            line = b"\n" + line  # a crash cut the line before
-        os.write(file, line)
+        put(file, row)
         os.fsync(file)
     finally:
         os.close(file)
 
 
-def _whole(lines: list[bytes]) -> list[Any]:
-    """Those of the lines that are JSON."""
+def put(file: int, row: Mapping[str, Any]) -> None:
+    """Add one line to a file that is open for reading and appending.
+
+    Raises:
+        OSError: there is no room; a part of the line may stand in the file.
+    """
+    line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    size = os.fstat(file).st_size
+    if size and os.pread(file, 1, size - 1) != b"\n":
+        line = b"\n" + line  # a crash cut the line before
+    while line:
+        line = line[os.write(file, line) :]
+
+
+def whole(lines: list[bytes]) -> list[Any]:
+    """Return those of the lines that are JSON."""
     rows = []
     for line in lines:
         try:

@@ -9,6 +9,13 @@ from data_pipeline.config.checks import check_positive, check_share
 from llmtrain.errors import ConfigError
 
 Kind = Literal["messages", "preferences"]
+_GIVEN = {
+    **dict.fromkeys(("messages", "tools"), "every row gives its own"),
+    **dict.fromkeys(("documents", "add_generation_prompt"), "the command decides it"),
+    **dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), "the tokenizer gives it"),
+    "strftime_now": "date=YYYY-MM-DD gives it",
+}
+"""Variables of a template that are no setting, and where they come from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +40,8 @@ class ChatConfig:
     chat_template: str | None = None
     """File with a chat template; null takes the tokenizer's own."""
     template_arguments: Mapping[str, str | bool] = field(default_factory=dict)
-    """Further variables of the template, such as enable_thinking."""
+    """Further variables of the template, such as enable_thinking; messages, tools and the names of
+    special tokens are there without it."""
     date: str | None = None
     """Day that a template is told as today, YYYY-MM-DD; null tells none, and a template that
     writes the date takes the one it has for this."""
@@ -56,6 +64,11 @@ class ChatConfig:
             sequence_length=self.sequence_length, part_bytes=self.part_bytes,
             num_workers=self.num_workers, time_limit_s=self.time_limit_s,
         )  # fmt: skip
+        if taken := [name for name in _GIVEN if name in self.template_arguments]:
+            raise ConfigError([
+                f"template_arguments.{name} is no further variable, {_GIVEN[name]}; leave it out"
+                for name in taken
+            ])  # fmt: skip
         if self.date is not None:
             try:
                 date.fromisoformat(self.date)

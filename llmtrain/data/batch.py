@@ -37,7 +37,7 @@ class StepBatch:
     """Number of each row in the global batch, int32 [R], where the losses of its documents are
     asked for; None elsewhere."""
     reference: Tensor | None = None
-    """Sums of the reference's log-probabilities of the answers of pairs, float32 [R, S]: each at
+    """Sums of the reference's log-probabilities of the answers of pairs, float64 [R, S]: each at
     the last target of its text, 0 elsewhere; None where no loss compares with a reference."""
     extent: tuple[int, int] | None = None
     """Most documents of a row and most tokens of a document; known of batches on a device, so that

@@ -6,7 +6,7 @@ two texts are two documents, the rejected one behind the chosen one. ``mark_pair
 what the reference gives the answers.
 
     pairs = PairStore(TokenStore.open("stores/preferences"), window_tokens=1024)
-    pairs.reference = np.zeros((pairs.num_pairs, 2), dtype=np.float32)
+    pairs.reference = np.zeros((pairs.num_pairs, 2), dtype=np.float64)
     batch = mark_pairs(batch, [(pairs, pieces)])
     held_out = PairBatches({"preferences": pairs}, sequence_length=1024, micro_batch_size=8)
 """
@@ -24,11 +24,13 @@ from llmtrain.data.best_fit import pack_documents
 from llmtrain.data.held_out import EvaluationBatches
 from llmtrain.data.indexed import Int64Array
 from llmtrain.data.order import Pieces
-from llmtrain.data.roles import ANSWER, SECOND
+from llmtrain.data.roles import ANSWER, SECOND, RoleArray
 from llmtrain.data.store import TokenStore
 from llmtrain.errors import DataError
 
-FloatArray = npt.NDArray[np.float32]
+FloatArray = npt.NDArray[np.float64]
+_BLOCK_TOKENS = 1 << 22
+"""Tokens whose roles are looked at together, or those of one pair where it has more."""
 
 
 class PairStore:
@@ -63,22 +65,34 @@ class PairStore:
 
     def _check_pairs(self) -> None:
         """Compare the roles with those of pairs: one second text, and answers in both."""
-        roles = self.store.roles(0, self.store.num_tokens)
-        second = (roles & SECOND).astype(bool)
-        rises = np.flatnonzero(second[1:] & ~second[:-1]) + 1
-        pair_of = np.searchsorted(self.starts, rises, side="right") - 1
-        good = np.bincount(pair_of, minlength=self.num_pairs) == 1
-        if good.all():
-            edges = np.stack([self.starts, rises], axis=1).reshape(-1)
-            answered = (roles & ANSWER).astype(np.int64)
-            answered[edges] = 0  # the first token of a text is never a target
-            good = (np.add.reduceat(answered, edges).reshape(-1, 2) > 0).all(axis=1)
-        if bad := int((~good).sum()):
+        ends, low, bad = self.starts + self.lengths, 0, 0
+        while low < self.num_pairs:
+            limit = self.starts[low] + _BLOCK_TOKENS
+            high = max(low + 1, int(np.searchsorted(ends, limit, side="right")))
+            roles = self.store.roles(int(self.starts[low]), int(ends[high - 1]))
+            bad += _count_unpaired(roles, self.starts[low:high] - self.starts[low])
+            low = high
+        if bad:
             raise DataError(
                 f"{self.store.name} has {bad:,} of {self.num_pairs:,} documents that are no pair "
                 "of answers, and training.objective=dpo takes nothing else; make the store with "
                 "llmtrain-data chat kind=preferences, or use objective=next_token"
             )
+
+
+def _count_unpaired(roles: RoleArray, starts: Int64Array) -> int:
+    """Count the documents, which begin at ``starts``, that are no pair of answers."""
+    second = (roles & SECOND) > 0
+    rises = np.flatnonzero(second[1:] & ~second[:-1]) + 1
+    pair_of = np.searchsorted(starts, rises, side="right") - 1
+    paired = np.bincount(pair_of, minlength=len(starts)) == 1
+    first = rises[np.searchsorted(pair_of, np.flatnonzero(paired))]
+    answered = (roles & ANSWER) > 0
+    answered[starts] = answered[first] = False  # the first token of a text is never a target
+    edges = np.sort(np.concatenate([starts, first]))
+    found = np.logical_or.reduceat(answered, edges)
+    own = np.searchsorted(edges, starts[paired])
+    return len(starts) - int((found[own] & found[own + 1]).sum())
 
 
 class PairPlaces(NamedTuple):
@@ -104,7 +118,7 @@ def mark_pairs(batch: StepBatch, parts: Sequence[tuple[PairStore, Pieces]]) -> S
     A store without a reference leaves 0.
     """
     shape = tuple(batch.targets.shape)
-    weight, reference = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
+    weight, reference = np.zeros(shape, dtype=np.float32), np.zeros(shape)
     row, column = np.nonzero(batch.targets.numpy() >= 0)
     text = row * (shape[1] + 1) + batch.document_ids.numpy()[row, column]
     last = np.append(text[1:] != text[:-1], True)[: len(text)]

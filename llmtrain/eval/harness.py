@@ -13,6 +13,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
@@ -131,9 +132,18 @@ def keep_record(path: Path, config: EvalConfig, step: int, found: Mapping[str, A
 
 
 def _keep(config: EvalConfig, run: TrainedRun, found: Mapping[str, Any]) -> None:
-    """Write results and samples into the run folder, and numbers to W&B."""
+    """Write results and samples into the run folder, and numbers to W&B unless the run trains."""
     keep_record(run.directory.path / RECORD, config, run.step, found)
-    with wandb_sink(run.config.monitor, run.directory, to_plain(run.config)) as tracker:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(run.directory.locked())
+        except ConfigError:  # the W&B record is that of the process which trains
+            logger.warning("%s is training: results are in %s.json, not in its Weights & Biases "
+                           "run", run.directory.path, RECORD)  # fmt: skip
+            return
+        tracker = stack.enter_context(
+            wandb_sink(run.config.monitor, run.directory, to_plain(run.config))
+        )
         if tracker is not None:
             tracker.catch_up(json_lines.read(run.directory.metrics_jsonl))
             tracker.summarize(numbers(found["results"]))

@@ -64,9 +64,9 @@ class Heartbeat:
         """Context of a wait for peers; the phase before it goes on after it."""
 
     def open(self, path: Path, rank: int) -> None:
-        """Say it in the file ``path`` from now on."""
+        """Say it in the file ``path`` from now on; OSError where there is no room for it."""
         with path.open("w+b") as file:
-            file.truncate(_SIZE_BYTES)
+            os.posix_fallocate(file.fileno(), 0, _SIZE_BYTES)  # a hole would be a SIGBUS later
             self._map = mmap.mmap(file.fileno(), _SIZE_BYTES)
         words = memoryview(self._map).cast("q")
         words[:] = self._words

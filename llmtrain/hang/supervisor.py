@@ -105,14 +105,13 @@ class Supervisor:
         self._said_at_ns = time.monotonic_ns()
         ends = verdict.certain and self._job.ends
         folder = report.write_event(self._job, sights, verdict, ends)
+        if ends:  # before any rank is ended, which whoever started them sees
+            report.write_status(self._job, min(sight.step for sight in sights) - 1)
         if self._nodes is not None:
             self._nodes.decide(folder, ends)
         self._keep(folder, beats, sights)
         if ends:
-            step = min(sight.step for sight in sights) - 1
-            report.write_status(self._job, step)  # there when whoever started them sees them end
             _end(beats)
-            report.write_status(self._job, step)  # in place of what rank 0 wrote in between
         return ends
 
     def _follow(self, nodes: Nodes, beats: list[Beat], sights: list[Sight]) -> bool:

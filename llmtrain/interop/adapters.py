@@ -117,18 +117,27 @@ def _check_fields(path: Path, fields: Mapping[str, Any]) -> None:
     problems = []
     if fields.get("peft_type") != "LORA":
         problems.append(f"peft_type={show(fields.get('peft_type'))}, expected LORA")
-    if not isinstance(fields.get("r"), int):
-        problems.append(f"r={show(fields.get('r'))}, expected a number")
+    if type(fields.get("r")) is not int:
+        problems.append(f"r={show(fields.get('r'))}, expected a whole number")
+    if type(fields.get("lora_alpha", 8)) not in (int, float):
+        problems.append(f"lora_alpha={show(fields['lora_alpha'])}, expected a number")
+    if type(fields.get("use_rslora", False)) is not bool:
+        problems.append(f"use_rslora={show(fields['use_rslora'])}, expected true or false")
     if fields.get("init_lora_weights", True) not in _STARTS:
         problems.append(
             f"init_lora_weights={show(fields['init_lora_weights'])}, which changes the base: save "
             "it with PEFT's path_initial_model_for_weight_conversion"
         )
     for name in sorted(set(fields) - _TRANSLATED - _WITHOUT_EFFECT):
-        if fields[name] and (name, fields[name]) != ("bias", "none"):
+        if not _is_off(fields[name]) and (name, fields[name]) != ("bias", "none"):
             problems.append(f"{name}={show(fields[name])}, which this model cannot follow")
     if problems:
         raise ConfigError([f"{path / CONFIG} has {problem}" for problem in problems])
+
+
+def _is_off(value: Any) -> bool:
+    """Whether a field asks for nothing; 0 may name a layer."""
+    return value is None or value is False or value in ("", [], {})
 
 
 def _places(model: ModelConfig, family: Family, adapter: AdapterConfig) -> dict[str, Place]:

@@ -50,7 +50,7 @@ from llmtrain.interop.vocabulary import NewVocabulary, new_vocabulary
 from llmtrain.tokenizer.files import JSON_FILE, MODEL_FILE
 from llmtrain.tokenizer.tokenizer import load as load_tokenizer
 from llmtrain.train.rundir import RunDirectory
-from llmtrain.train.start import ORIGIN, check_weights
+from llmtrain.train.start import ORIGIN, adapter_facts, check_weights
 from llmtrain.train.stored_run import StoredRun, find_run
 from llmtrain.train.weights import NewWeight, StoredWeights, write_weights
 
@@ -86,7 +86,8 @@ def import_main(config: ImportConfig) -> int:
         if adapter:
             weights += adapter.weights(DTYPES[config.dtype])
             model = adapter.model
-        write_weights(RunDirectory(aside).checkpoints, weights, carried={ORIGIN: origin})
+        carried = {ORIGIN: origin, **adapter_facts(model)}
+        write_weights(RunDirectory(aside).checkpoints, weights, carried=carried)
         _write_configs(aside, run, model, path)
         RunDirectory(aside).record(name=run.name, created=time.time(), **{ORIGIN: origin})
     count = sum(math.prod(weight.shape) for weight in weights)

@@ -25,6 +25,10 @@ logger = logging.getLogger(__name__)
 _LIMIT_S = 20.0
 
 
+class WrongInput(str):
+    """A problem that every node has: the words themselves, or other code."""
+
+
 def preflight(
     words: Sequence[str],
     *,
@@ -45,14 +49,14 @@ def preflight(
     try:
         config = _compose(words)
     except ConfigError as error:
-        return [f"{problem} (where the launch was made this was right: other code or groups?)"
-                for problem in error.problems]  # fmt: skip
+        return [WrongInput(f"{problem} (where the launch was made this was right: other code or "
+                           "groups?)") for problem in error.problems]  # fmt: skip
     found = list[str]()
     if expected is not None and config_hash(config) != expected:
-        found.append(
+        found.append(WrongInput(
             f"the same words come to configuration {config_hash(config)}, where the launch was "
             f"made to {expected}; install the same version of llmtrain and of conf/ on all nodes"
-        )
+        ))  # fmt: skip
     return [
         *found, *_doctor(config), *_gpus(num_gpus), *_missing(config), *_unreachable(port, head)
     ]  # fmt: skip
@@ -109,7 +113,7 @@ def _unreachable(port: int | None, head: str | None) -> Iterator[str]:
 
 
 def main(words: Sequence[str]) -> int:
-    """Look at this node; returns 0, or 2 after one line for each problem on stderr."""
+    """Look at this node; returns 0, else 2 for wrong words, 1 for a node that is not ready."""
     given, rest = arguments(words)
     node = given.get("node") or socket.gethostname()
     logs.setup(None)
@@ -126,7 +130,7 @@ def main(words: Sequence[str]) -> int:
         sys.stderr.write(f"{node}: {problem}\n")
     if not problems:
         logger.info("ready")
-    return 2 if problems else 0
+    return 0 if not problems else 2 if any(isinstance(p, WrongInput) for p in problems) else 1
 
 
 if __name__ == "__main__":

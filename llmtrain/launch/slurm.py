@@ -56,7 +56,9 @@ def render(config: LaunchConfig, launch: SlurmLaunch, jobs: Sequence[Job], folde
     first, groups = jobs[0], launch.groups
     each = [_Step(i, str(group.num_nodes), group.ranks_per_node) for i, group in enumerate(groups)]
     steps = each or [_Step(None, _num_nodes(first, launch), first.ranks[0])]
-    places = _places(config, jobs, f"{_srun(steps, 'look')} || exit 2", _num_nodes(first, launch))
+    places = _places(
+        config, jobs, f"{_srun(steps, 'look')} || not_ready $?", _num_nodes(first, launch)
+    )
     values = {
         **places,
         "meeting": shell.fill(shell.template("meeting.sh", None), places).rstrip(),
@@ -72,11 +74,12 @@ def render(config: LaunchConfig, launch: SlurmLaunch, jobs: Sequence[Job], folde
 def prologue(config: LaunchConfig, launch: SlurmLaunch, job: Job, refused: Path) -> str:
     """Lines of shell before the step of another batch script: ``$train`` starts a node's ranks.
 
-    Where a node is not ready, ``refused`` is written and the script ends with status 2.
+    Wrong input is status 2 and writes ``refused``, a node that is not ready is status 1.
     """
     num_nodes = _num_nodes(job, launch)
     look = _srun([_Step(None, num_nodes, job.ranks[0])], "look")
-    refuse = f"{look} || {{ echo > {shlex.quote(str(refused))}; exit 2; }}"
+    note = f"[ $code -ne 2 ] || echo > {shlex.quote(str(refused))}"
+    refuse = f"{look} || {{ code=$?; {note}; exit $code; }}"
     places = _places(config, [job], refuse, num_nodes)
     return "\n".join([
         *launch.setup, places["environment"], f"python={places['python']}", places["tasks"],
@@ -223,4 +226,4 @@ def _submit(script: str, path: Path, command: Sequence[str]) -> int:
                 folder.rmdir()
             said = " ".join(job.stderr.read().split())
             raise ConfigError(f"sbatch does not take the job: {said}")
-    return code if code in (0, 2, 3) else 1
+    return code if code in (0, 2, 3, 4) else 1

@@ -2,7 +2,7 @@
 
 Invariant: a request to stop reaches the ranks themselves, never their launcher, which would kill
 them thirty seconds later; the exit status is the run's (0 done, 2 wrong input, 3 stopped and saved,
-1 a fault), whatever the launcher makes of it.
+4 a person has to act, 1 a fault), whatever the launcher makes of it.
 
     python -m llmtrain.launch.supervise run=runs/demo -- torchrun --nproc-per-node 2 -m llmtrain ...
 """
@@ -108,12 +108,13 @@ class _Child:
     def __init__(
         self, command: Sequence[str], relay: int, shielded: bool = False, piped: bool = False
     ) -> None:
-        """Start it; ``shielded`` from SIGUSR1, which batch systems send to every process."""
+        """Start it; ``shielded`` from what batch systems send to every process; SIGINT ends it."""
+        self.ending = signal.SIGINT if shielded else signal.SIGTERM
         self.process = subprocess.Popen(
             command, start_new_session=True, preexec_fn=_before_exec(shielded),
             stdin=subprocess.PIPE if piped else None,
         )  # fmt: skip
-        self.relay = relay
+        self.relay = signal.SIGINT if shielded and relay == signal.SIGTERM else relay
         self.last_asked: float | None = None
         self.had_ranks = False
         self.interrupts = 1
@@ -155,18 +156,20 @@ class _Child:
         """The second Ctrl-C ends the launcher, the third everything at once."""
         if interrupts > self.interrupts:
             self.interrupts = interrupts
-            _signal_group(self.process.pid, signal.SIGTERM if interrupts == 2 else signal.SIGKILL)
+            _signal_group(self.process.pid, self.ending if interrupts == 2 else signal.SIGKILL)
 
 
 def _before_exec(shielded: bool) -> Callable[[], None]:
-    """What a child does first: it will get SIGTERM when this process is gone, however it went."""
+    """What a child does first: it is asked to end when this process is gone, however it went."""
     libc = ctypes.CDLL(None)
+    ending = signal.SIGINT if shielded else signal.SIGTERM
 
     def prepare() -> None:
         if sys.platform == "linux":
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+            libc.prctl(_PR_SET_PDEATHSIG, ending, 0, 0, 0)
         if shielded:
-            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            for number in (signal.SIGUSR1, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
 
     return prepare
 
@@ -183,7 +186,7 @@ def outcome(code: int, run: Path | None, before: tuple[int, int] | None) -> int:
     if now is not None and now != before and run is not None:
         with suppress(OSError, ValueError, KeyError):
             return int(json.loads((run / "status.json").read_text(encoding="utf-8"))["code"])
-    return code if code in (0, 2, 3) else 1
+    return code if code in (0, 2, 3, 4) else 1
 
 
 def _status(run: Path | None) -> tuple[int, int] | None:

@@ -47,7 +47,7 @@ class SlurmTrials:
     poll_s: float = 10.0
     """Seconds between two questions to Slurm."""
     _at_work: set[str] = field(init=False, default_factory=set)
-    _queue: dict[str, tuple[str, str]] = field(init=False, default_factory=dict)
+    _queue: dict[str, tuple[str, str]] | None = field(init=False, default=None)
     _asked: float = field(init=False, default=float("-inf"))
 
     def __post_init__(self) -> None:
@@ -89,22 +89,37 @@ class SlurmTrials:
         return trial
 
     def start(self, trial: TrialJob) -> "_Job | None":
-        """Submit a trial where there is room; one whose job is there already is watched."""
+        """Submit a trial where there is room; one whose job is there already is watched.
+
+        None also where Slurm does not answer: the job may be there.
+        """
         name = job_name(trial.job.run)
         if len(self._at_work) >= self.jobs:
             return None
-        self._asked = float("-inf")
+        if self._queue is not None:
+            self._forget()
+        if not self.answered():
+            return None
         if self.found(name) is None and ended_code(trial.job.run) != 0:
             submit(trial, name)
-            self._asked = float("-inf")  # the answer before does not know it
+            self._forget()  # the answer before does not know it
         self._at_work.add(name)
         return _Job(self, name, trial.job.run)
 
+    def answered(self) -> bool:
+        """Whether Slurm has said what is queued since the last submission."""
+        if time.monotonic() - self._asked >= self.poll_s:
+            self._asked = time.monotonic()
+            if (queue := _queue()) is not None:
+                self._queue = queue
+        return self._queue is not None
+
     def found(self, name: str) -> tuple[str, str] | None:
-        """Number and state of a job that waits or runs."""
-        if time.monotonic() - self._asked >= self.poll_s and (queue := _queue()) is not None:
-            self._queue, self._asked = queue, time.monotonic()
-        return self._queue.get(name)
+        """Number and state of a job that waits or runs; None too where Slurm has not answered."""
+        return self._queue.get(name) if self.answered() and self._queue is not None else None
+
+    def _forget(self) -> None:
+        self._queue, self._asked = None, float("-inf")
 
     def left(self, name: str) -> None:
         """Make room for another job."""
@@ -120,8 +135,8 @@ class _Job:
     run: Path
 
     def ended(self) -> int | None:
-        """Status 2 where a node was not ready, else 1: the run itself says more."""
-        if self.owner.found(self.name) is not None:
+        """Status 2 where the nodes found the words wrong, else 1: the run itself says more."""
+        if not self.owner.answered() or self.owner.found(self.name) is not None:
             return None
         self.owner.left(self.name)
         return 2 if _refused(self.run).exists() else 1
@@ -204,7 +219,7 @@ def _launch(trial: TrialJob) -> SlurmLaunch:
 
 
 def _refused(run: Path) -> Path:
-    """Written by the batch script where a node is not ready."""
+    """Written by the batch script where a node finds the words wrong."""
     return run / "launch" / "refused"
 
 

@@ -30,6 +30,10 @@ from llmtrain.tokenizer.prompts import PromptEncoder
 
 ASSISTANT = "assistant"
 """Role of the messages a model learns to write."""
+_NO_PROMPT = (
+    "the conversation begins with the assistant, and the chat template does not say what stands "
+    "before a first message of that role; put a system message before it"
+)
 
 
 class AnsweredText(NamedTuple):
@@ -40,7 +44,7 @@ class AnsweredText(NamedTuple):
     answered: npt.NDArray[np.bool_]
     """Whether each is part of an answer."""
     is_ended: bool
-    """Whether it does not stop in an answer that no special token ends: then EOS has to."""
+    """Whether it does not stop in an answer whose end its template left open: then EOS ends it."""
 
 
 class AnswerEncoder:
@@ -99,12 +103,14 @@ class AnswerEncoder:
                 spans = spans[len(before.answers) :]
         else:
             spans = [self._added(whole, messages, i, tools) for i in wanted]
-        return self._encoded(whole.text, spans, prefix=False)
+        return self._encoded(
+            whole.text, spans, prefix=False, is_closed=self._closes(whole.text, messages)
+        )
 
     def completion(self, prompt: str, completion: str) -> AnsweredText:
         """Encode a plain text whose end is the answer."""
         span = (len(prompt), len(prompt) + len(completion))
-        return self._encoded(prompt + completion, [span], prefix=True)
+        return self._encoded(prompt + completion, [span], prefix=True, is_closed=False)
 
     def _added(
         self,
@@ -114,9 +120,15 @@ class AnswerEncoder:
         tools: Sequence[Mapping[str, Any]] | None,
     ) -> tuple[int, int]:
         """Return the characters that message ``number`` adds behind its prompt."""
-        prompt = render_marked(
-            self.template, messages[:number], self._names, add_generation_prompt=True, tools=tools
-        ).text
+        try:
+            prompt = render_marked(
+                self.template, messages[:number], self._names, add_generation_prompt=True,
+                tools=tools,
+            ).text  # fmt: skip
+        except DataError:
+            if number > 0:
+                raise
+            raise _untold(_NO_PROMPT) from None
         turn = whole.text
         if number + 1 < len(messages):
             turn = render_marked(
@@ -125,22 +137,36 @@ class AnswerEncoder:
         closing = str(self._names.get("eos_token", ""))
         if closing and not whole.text.startswith(turn):
             turn = turn.removesuffix(closing)
+        if number == 0 and not turn.startswith(prompt):
+            raise _untold(_NO_PROMPT)
         if not turn.startswith(prompt) or not whole.text.startswith(turn):
-            raise DataError(
+            raise _untold(
                 f"the chat template writes what stands before the end of message {number + 1} of "
                 f"{len(messages)} otherwise when the conversation goes on, so this answer cannot "
-                "be told from the rest; put {% generation %} and {% endgeneration %} around "
-                "answers in the template, or learn the last one alone (train_on=last)"
+                "be told from the rest"
             )
         return len(prompt), len(turn)
 
+    def _closes(self, text: str, messages: Sequence[Message]) -> bool:
+        """Whether a laid out text ends in a special token that is not the last message's own."""
+        said = str(messages[-1].get("content") or "").rstrip()
+        end = text.rstrip()
+        return end.endswith(tuple(self.prompts.control)) and not (said and end.endswith(said))
+
     def _encoded(
-        self, text: str, spans: Sequence[tuple[int, int]], *, prefix: bool
+        self, text: str, spans: Sequence[tuple[int, int]], *, prefix: bool, is_closed: bool
     ) -> AnsweredText:
         ids, starts, ends = self.prompts.encode_with_spans(text, prefix=prefix)
         answered = np.zeros(len(ids), dtype=bool)
         for start, end in spans:
             answered |= (starts < end) & (ends > start)
         is_open = len(ids) > 0 and bool(answered[-1])
-        is_ended = text.rstrip().endswith(tuple(self.prompts.special))
-        return AnsweredText(ids, answered, is_ended or not is_open)
+        return AnsweredText(ids, answered, is_closed or not is_open)
+
+
+def _untold(why: str) -> DataError:
+    """Say that an answer cannot be told from the rest, and what helps."""
+    return DataError(
+        f"{why}; put {{% generation %}} and {{% endgeneration %}} around answers in the template, "
+        "or learn the last one alone (train_on=last)"
+    )

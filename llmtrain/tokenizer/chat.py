@@ -26,6 +26,10 @@ TEMPLATE_FILE = "chat_template.jinja"
 JSON_TEMPLATE_FILE = "chat_template.json"
 
 _BLOCK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+_FAULTS = (
+    TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError, MemoryError,
+)  # fmt: skip
+"""What a template raises besides Jinja's own errors: it is a program, with a program's faults."""
 _PRIVATE = range(0xE000, 0xF900)
 """Code points without a meaning of their own, from which the marks of blocks are taken."""
 
@@ -160,10 +164,10 @@ def _written(
             messages=_plain(messages), tools=_plain(tools), documents=None,
             add_generation_prompt=add_generation_prompt, **names,
         ))  # fmt: skip
-    except (TemplateError, TypeError, ValueError) as error:
+    except (TemplateError, *_FAULTS) as error:
         raise DataError(
-            f"the chat template refuses this conversation of {len(messages)} messages ({error}); "
-            "give the roles and fields it expects"
+            f"the chat template refuses this conversation of {len(messages)} messages "
+            f"({str(error) or type(error).__name__}); give the roles and fields it expects"
         ) from None
 
 

@@ -51,6 +51,8 @@ class PromptEncoder:
         self.special = self._special()
         self.names = {**self._own_names(), **self._configured_names()}
         """Spelling of special tokens by the name templates know."""
+        self.control = self._control()
+        """Spelling of the special tokens that are no text, as ``</think>`` of Qwen3 is."""
         self.bos_id = self.special.get(self.names.get("bos_token", ""))
         self.prefix = self._prefix()
         """Ids the tokenizer puts in front of every text."""
@@ -166,6 +168,14 @@ class PromptEncoder:
             for i in ids
             if pieces.is_control(i) or pieces.is_unknown(i)
         }
+
+    def _control(self) -> frozenset[str]:
+        """Names of the special tokens, less those that ``tokenizer.json`` says are words."""
+        if self._whole is None:
+            return frozenset(self.special)
+        added = self._whole.get_added_tokens_decoder().values()
+        named = {self.names.get("eos_token", "")} - {""}
+        return frozenset(named | {token.content for token in added if token.special})
 
     def _pieces(self) -> Any:
         import sentencepiece

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 Kind = Literal[
     "start", "resumed", "skipped_step", "spike", "hang", "out_of_memory", "save_failed",
-    "rollback", "corruption", "preempted", "done", "failed",
+    "rollback", "corruption", "sink_failed", "preempted", "done", "failed",
 ]  # fmt: skip
 """What can happen to a run."""
 Listener = Callable[[Kind, str], None]

@@ -1,15 +1,16 @@
 """Where rows of metrics go first: metrics.jsonl and the console.
 
 Every sink takes the rows of one rank alone. A resumed run goes on where its checkpoint was: rows
-after it are cut.
+after it are cut. A disk without room costs no row: what does not fit waits in memory.
 
     with JsonLines(run.metrics_jsonl, after_step=20) as lines:
         lines.write({"step": 21, "loss": 3.2})
 """
 
-import json
 import logging
+import os
 import sys
+from collections import deque
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -27,23 +28,20 @@ SLOW = 1.2
 
 
 class JsonLines(AbstractContextManager["JsonLines"]):
-    """``metrics.jsonl``: one JSON object per row, in order of steps."""
+    """``metrics.jsonl``: one JSON object per row, in order of steps, each whole or absent."""
 
     def __init__(self, path: Path, after_step: int) -> None:
         """Go on after ``after_step``: later rows, of a past that is undone, are cut."""
         self._path = path
         self._after_step = after_step
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
+        self._waiting: deque[Row] = deque()
 
     def __enter__(self) -> "JsonLines":
-        """Cut the file and open it for appending."""
+        """Cut the file in place, which needs no room, and open it for appending."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        if self._path.exists():
-            kept = [row for row in json_lines.read(self._path) if row["step"] <= self._after_step]
-            beside = self._path.with_name(f".tmp-{self._path.name}")
-            beside.write_text("".join(map(_line, kept)), encoding="utf-8")
-            beside.replace(self._path)
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = self._path.open("a+b", buffering=0)
+        self._file.truncate(_end_of(self._path, self._after_step))
         return self
 
     def __exit__(
@@ -52,20 +50,47 @@ class JsonLines(AbstractContextManager["JsonLines"]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
+        """Write what waits, if there is room by now, and close the file."""
+        if self._file is None:
+            return
+        try:
+            with self._file:
+                self._put()
+        except OSError as no_room:
+            logger.error("%s lacks %d rows (%s)", self._path, len(self._waiting), no_room.strerror)
 
     def write(self, row: Row) -> None:
-        """Append one row; it is in the file when this returns."""
+        """Append one row; it is in the file when this returns.
+
+        Raises:
+            OSError: there is no room; the row is written with the next one that fits.
+        """
+        self._waiting.append(row)
+        self._put()
+
+    def _put(self) -> None:
+        """Append the rows that wait, in order, and leave no part of one that does not fit."""
         if self._file is None:
             raise RuntimeError("JsonLines is used outside its with block")
-        self._file.write(_line(row))
-        self._file.flush()
+        while self._waiting:
+            size = os.fstat(self._file.fileno()).st_size
+            try:
+                json_lines.put(self._file.fileno(), self._waiting[0])
+            except OSError:
+                self._file.truncate(size)
+                raise
+            self._waiting.popleft()
 
 
-def _line(row: Row) -> str:
-    return json.dumps(row, allow_nan=False) + "\n"
+def _end_of(path: Path, step: int) -> int:
+    """Bytes of the file up to and with the last row that is not after ``step``."""
+    end = at = 0
+    with path.open("rb") as file:
+        for line in file:
+            at += len(line)
+            if any(row["step"] <= step for row in json_lines.whole([line])):
+                end = at
+    return end
 
 
 class Console(AbstractContextManager["Console"]):

@@ -153,10 +153,15 @@ class Pairs:
 def document_sums(values: Tensor, batch: StepBatch) -> Tensor:
     """Sum values of tokens [B, S] by document of the row, float64 [B, N + 1].
 
-    N is the number of the row's last document, or more; sums are the same on every device.
+    N is the number of the row's last document, or more. The numbers of a row never fall. A sum
+    goes from the first token of its document to the last: what else is in the row, and the device,
+    are nothing to it.
     """
-    ids = batch.document_ids
+    ids = batch.document_ids.contiguous()
     count = int(ids.max()) + 1 if batch.extent is None else batch.extent[0]
-    numbers = torch.arange(max(2, count), device=ids.device, dtype=ids.dtype)
-    member = ids[:, None, :] == numbers[None, :, None]
-    return torch.where(member, values.double()[:, None, :], 0.0).sum(dim=2)
+    numbers = torch.arange(max(2, count) + 1, device=ids.device, dtype=ids.dtype)
+    edges = torch.searchsorted(ids, numbers.expand(len(ids), -1).contiguous())
+    # its sizes are those of the edges, which a check would wait for the device to see
+    return torch.segment_reduce(
+        values.double().contiguous(), "sum", offsets=edges, axis=1, unsafe=True, initial=0.0
+    )

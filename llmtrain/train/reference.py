@@ -139,7 +139,7 @@ class Preferences:
                     f"{path} is not the reference this run began with (blake3 differs from the "
                     "checkpoint's); restore it, or start a new run"
                 )
-            kept: FloatArray = np.load(io.BytesIO(content))
+            kept: FloatArray = np.load(io.BytesIO(content)).astype(np.float64)
             return kept
 
         pairs.reference = from_first_rank(scores)
@@ -173,7 +173,7 @@ class Preferences:
                 logger.info("reference: %d of %d batches", index + 1, len(batches))
         # Of every pair one rank has the scores, the others 0.
         whole = self._world.sum(torch.from_numpy(scores).to(self._world.device))
-        return whole.float().cpu().numpy()
+        return whole.cpu().numpy()
 
     def _observed(self, batch: StepBatch, engine: Evaluator) -> npt.NDArray[np.float64] | None:
         """Log-probabilities by row and number of the text, [R, N]; None where no loss is seen."""

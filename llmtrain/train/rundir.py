@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -55,8 +55,11 @@ class ExitReason(Enum):
 
     @property
     def code(self) -> int:
-        """Exit status: 0 done, 2 wrong input, 3 stopped with a checkpoint saved, 1 a fault."""
-        known = {"done": 0, "stop_at_step": 0, "refused": 2, "preempted": 3, "time_limit": 3}
+        """Exit status: 0 done, 2 wrong input, 3 stopped and saved, 4 for a person, 1 a fault."""
+        known = {
+            "done": 0, "stop_at_step": 0, "refused": 2, "preempted": 3, "time_limit": 3,
+            "diverged": 4, "corrupted": 4, "out_of_memory": 4, "save_failed": 4,
+        }  # fmt: skip
         return known.get(self.value, 1)
 
 
@@ -170,12 +173,22 @@ class RunDirectory:
             return None
         return status.get("step") if status.get("reason") == ExitReason.DONE.value else None
 
+    def _is_hung(self) -> bool:
+        with suppress(OSError, CheckpointError):
+            return read_json(self.status_json).get("reason") == ExitReason.HUNG.value
+        return False
+
     def clear_status(self) -> None:
         """Forget how the process before ended; called by one rank at the start."""
         self.status_json.unlink(missing_ok=True)
 
     def write_status(self, reason: ExitReason, step: int) -> None:
-        """Say how the run ended; called by one rank."""
+        """Say how the run ended; called by one rank.
+
+        A fault of a run that the supervisor is ending is that hang, which it has written already.
+        """
+        if reason.code == ExitReason.FAILED.code and self._is_hung():
+            return
         write_json(self.status_json, {"code": reason.code, "reason": reason.value, "step": step})
 
 

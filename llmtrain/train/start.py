@@ -101,12 +101,13 @@ def check_scale(path: Path, carried: Mapping[str, Any], model: ModelConfig) -> N
     """
     if model.adapter is None or ADAPTER not in carried:
         return
-    was = replace(model.adapter, **carried[ADAPTER])
-    if not math.isclose(was.scale, model.adapter.scale):
+    own = model.adapter
+    was = replace(own, **carried[ADAPTER])
+    if not math.isclose(was.scale, own.scale):
         raise CheckpointError(
-            f"{path} holds an adapter of {_scale(was)}, the configuration has {_scale(model.adapter)}"
-            ": B A x would count otherwise than it was trained; use the model.adapter the "
-            "checkpoint was made with"
+            f"{path} holds an adapter of {_scale(was)}, the configuration has {_scale(own)}: B A x "
+            "would count otherwise than it was trained; use the model.adapter the checkpoint was "
+            "made with"
         )
 
 

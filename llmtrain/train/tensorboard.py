@@ -8,6 +8,7 @@ by the reader, which then shows one curve. TensorBoard is optional.
 """
 
 import importlib.util
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from llmtrain.errors import ConfigError
 from llmtrain.train.metrics import Row
 from llmtrain.train.rundir import RunDirectory
 from llmtrain.train.tracker import flat
+
+logger = logging.getLogger(__name__)
 
 INSTALL = "pip install 'tensorboard>=2.20'"
 
@@ -64,8 +67,16 @@ def tensorboard_sink(
         from torch.utils.tensorboard import SummaryWriter
 
     purge_step = after_step + 1 if after_step or run.tensorboard.exists() else None
-    writer: Any = SummaryWriter(str(run.tensorboard), purge_step=purge_step)
+    try:
+        writer: Any = SummaryWriter(str(run.tensorboard), purge_step=purge_step)
+    except OSError as error:
+        logger.warning("TensorBoard: off (%s)", error)
+        yield None
+        return
     try:
         yield TensorBoard(writer)
     finally:
-        writer.close()
+        try:
+            writer.close()
+        except OSError as error:
+            logger.warning("TensorBoard lacks the last rows (%s)", error.strerror)

@@ -22,7 +22,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -47,6 +47,8 @@ SUPERSEDED = "superseded"
 """Folder of offline records whose rows a later one holds."""
 FILES = "llmtrain"
 """Folder of our files among those of the W&B run."""
+FINISH_S = 20.0
+"""How long the end of a run waits for the server to take what it has not yet."""
 _FLUSH_S = 2.0
 _NO_NUMBERS = ("step", "num_steps", "time")
 
@@ -160,7 +162,8 @@ def wandb_sink(
 ) -> Iterator[Tracker | None]:
     """Open the W&B run whose id is in ``run.json`` (made at the first start); None where it is off.
 
-    An online run that cannot reach the server goes on offline. The run has a service process of its
+    An online run that cannot reach the server goes on offline, one whose record cannot be opened
+    without it; leaving the block takes ``FINISH_S`` at most. The run has a service process of its
     own: that of a parent (a sweep agent) would hold the id of a killed start and refuse the next.
     """
     os.environ.pop("WANDB_SERVICE", None)  # noqa: TID251
@@ -170,8 +173,13 @@ def wandb_sink(
         yield None
         return
     record = run.record(wandb_id=_given_id() or secrets.token_hex(4))
-    _set_aside(run.path / "wandb")
-    opened = _open(config, run, record, plain_config, mode)
+    try:
+        _set_aside(run.path / "wandb")
+        opened = _open(config, run, record, plain_config, mode)
+    except OSError as error:
+        logger.warning("Weights & Biases: off (%s)", error)
+        yield None
+        return
     logger.info(
         "Weights & Biases: run %s, %s (%s)%s",
         record["wandb_id"], "offline" if opened.offline else "online", why,
@@ -183,7 +191,25 @@ def wandb_sink(
         yield Tracker(opened, undone)
         status = 0
     finally:
+        _finish(opened, status)
+
+
+def _finish(opened: Any, status: int) -> None:
+    """End the W&B run; a failure is told, and what it keeps from the server is on the disk."""
+    import wandb
+
+    try:
         opened.finish(exit_code=status)
+    except TimeoutError:
+        logger.warning(
+            "Weights & Biases has not taken everything in %.0f s; the next start of this run sends "
+            "what is missing, or now: wandb sync --no-skip-online %s",
+            FINISH_S, opened.dir.removesuffix("/files"),
+        )  # fmt: skip
+    except Exception as error:  # a report must not end a run: wandb raises what it likes
+        logger.warning("Weights & Biases was not told of the end (%r)", error)
+        with suppress(Exception):
+            wandb.teardown()  # the next one has a service that answers
 
 
 def _set_aside(folder: Path) -> None:
@@ -232,6 +258,7 @@ def _open(
             mode=mode,
             settings=wandb.Settings(
                 silent=True, console="off", init_timeout=30,
+                finish_timeout=FINISH_S, finish_timeout_raises=True,
                 x_transaction_log_flush_interval=_FLUSH_S,  # what a killed process may lose
             ),
         )  # fmt: skip

@@ -91,6 +91,16 @@ def test_read_and_exported(place: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert (place / "peft/adapter_model.safetensors").stat().st_size > 0
 
     capsys.readouterr()
+    for name, words in {  # from its weights, and on a new disk, where no config.yaml is left
+        "other": (f"checkpoint.start_from={run}", "model.adapter.alpha=64"),
+        "moved": (f"checkpoint.start_from={place}/base", "model.adapter.use_rslora=true"),
+    }.items():
+        if name == "moved":
+            copytree(run / "checkpoints", place / name / "checkpoints")
+        assert train(place, name, *ADAPTER, *words) == 2
+        assert "holds an adapter of alpha=32 and use_rslora=false (scale 10.6667), the " in (
+            capsys.readouterr().err
+        )
     assert train(place, "no", f"checkpoint.start_from={run}") == 2
     assert "holds an adapter of rank 3, the configuration has model.adapter=null" in (
         capsys.readouterr().err

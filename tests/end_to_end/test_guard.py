@@ -204,7 +204,7 @@ def test_after_too_many_rollbacks_the_run_stops(place: Place) -> None:
         "stopped", place.poisonous_weights(), "guard.on_spike=[rollback]", "guard.max_rollbacks=2",
         f"data.sources.web={store}",
     )  # fmt: skip
-    assert code == 1
+    assert code == 4
     assert status(place.run("stopped"))["reason"] == "diverged"
     events = place.events("stopped", "rollback", "failed")
     assert [one["kind"] for one in events] == ["rollback", "rollback", "failed"]

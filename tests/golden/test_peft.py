@@ -1,5 +1,6 @@
 """PEFT's LoRA and ours: the same loss, gradients and logits, and folders both can read."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from llmtrain.config.training import OptimizerConfig
 from llmtrain.data.batch import StepBatch
 from llmtrain.engine.choose import make_engine
 from llmtrain.engine.step import no_limits
-from llmtrain.errors import ConfigError
+from llmtrain.errors import CheckpointError, ConfigError
 from llmtrain.eval.trained import load_run
 from llmtrain.interop.adapters import write_adapter
 from llmtrain.interop.families import choose_family
@@ -29,9 +30,10 @@ from llmtrain.model.init import initialize_
 from llmtrain.model.transformer import Transformer
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import Place
+from llmtrain.train.archive import locate
 from llmtrain.train.loss import pretraining_loss
 from llmtrain.train.optimizer import optimizer_factory
-from llmtrain.train.start import start_from
+from llmtrain.train.start import check_scale, start_from
 from llmtrain.train.stored_run import find_run
 from tests.distributed.layouts import MODEL, MODELS
 from tests.golden.test_huggingface import loaded, theirs
@@ -150,6 +152,32 @@ def test_what_is_no_plain_lora_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+WRONG: Mapping[str, Mapping[str, Any]] = {
+    "layers_to_transform=0": {"layers_to_transform": 0},
+    "r=true": {"r": True},
+    "lora_alpha=null": {"lora_alpha": None},
+    "use_rslora=false, expected true or false": {"use_rslora": "false"},
+}
+
+
+def test_values_of_another_kind_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs("llama3").save_pretrained(tmp_path / "theirs")
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
+    peft.get_peft_model(loaded(tmp_path / "theirs"), config).save_pretrained(tmp_path / "lora")
+    path = tmp_path / "lora" / "adapter_config.json"
+    good = json.loads(path.read_text())
+    words = [f"from={tmp_path}/theirs", f"adapter={tmp_path}/lora", f"run={tmp_path}/run"]
+    for said, fields in WRONG.items():
+        path.write_text(json.dumps({**good, **fields}))
+        assert main(["import", *words]) == 2
+        assert said in capsys.readouterr().err
+    off = {"layers_to_transform": [], "alpha_pattern": {}, "use_dora": False, "loftq_config": None}
+    path.write_text(json.dumps({**good, **off}))
+    assert main(["import", *words]) == 0
+
+
 def first_step(
     run: Path, batch: Tensor, quantize_base: Literal["nf4"] | None = None
 ) -> tuple[float, dict[str, Tensor]]:
@@ -185,6 +213,23 @@ def their_first_step(model: Any, batch: Tensor) -> tuple[float, dict[str, Tensor
         for name, p in model.named_parameters()
         if p.requires_grad
     }
+
+
+def test_an_adapter_goes_on_with_its_own_scale(tmp_path: Path) -> None:
+    theirs("llama3").save_pretrained(tmp_path / "theirs")
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=4, lora_alpha=16)
+    peft.get_peft_model(loaded(tmp_path / "theirs"), config).save_pretrained(tmp_path / "lora")
+    words = [f"from={tmp_path}/theirs", f"adapter={tmp_path}/lora", f"run={tmp_path}/run"]
+    assert main(["import", *words]) == 0
+    model = find_run(str(tmp_path / "run")).config.model
+    assert model.adapter is not None
+    found = locate(tmp_path / "run")
+    for fields in ({"alpha": 32.0}, {"use_rslora": True}):
+        other = replace(model, adapter=replace(model.adapter, **fields))
+        with pytest.raises(CheckpointError, match=r"alpha=16 and use_rslora=false \(scale 4\)"):
+            check_scale(found.path, found.meta["carried"], other)
+    same = replace(model.adapter, alpha=8.0, use_rslora=True)
+    check_scale(found.path, found.meta["carried"], replace(model, adapter=same))
 
 
 def test_first_loss_and_gradients(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -186,3 +187,15 @@ def test_what_runs_in_one_process_refuses_a_launcher(capsys: pytest.CaptureFixtu
     assert done.stderr == (
         "error: llmtrain report runs in one process, started were 2; leave torchrun out\n"
     )
+
+
+def test_a_rank_heeds_sigterm_though_its_launcher_is_shielded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert main(["--help"]) == 0
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -8,13 +8,14 @@ import pytest
 
 from llmtrain.config.mixture import ConstantMixture
 from llmtrain.data.batch import StepBatch
+from llmtrain.data.indexed import Int64Array
 from llmtrain.data.lineage import DocumentRecord
 from llmtrain.data.loader import Batches
 from llmtrain.data.mixture import Mixture
 from llmtrain.data.packing import PackedOrder
-from llmtrain.data.pairs import PairBatches, PairStore, places_of
+from llmtrain.data.pairs import PairBatches, PairStore, _count_unpaired, places_of
 from llmtrain.data.plan import BatchPlan, StepSchedule
-from llmtrain.data.roles import ANSWER, SECOND, texts
+from llmtrain.data.roles import ANSWER, SECOND, RoleArray, texts
 from llmtrain.data.shares import share_schedule
 from llmtrain.data.store import ShardWriter, TokenStore, write_manifest
 from llmtrain.errors import DataError
@@ -115,10 +116,29 @@ GOOD = [0, ANSWER, SECOND, SECOND | ANSWER]
     ],
     ids=["one text", "no chosen answer", "no rejected answer", "only a first token"],
 )
-def test_documents_that_are_no_pair_are_counted(tmp_path: Path, bad: list[int]) -> None:
+@pytest.mark.parametrize("block_tokens", [1, 8, 1 << 22])
+def test_documents_that_are_no_pair_are_counted(
+    tmp_path: Path, bad: list[int], block_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmtrain.data.pairs._BLOCK_TOKENS", block_tokens)
     PairStore(store_of(tmp_path / "good", [GOOD, GOOD]), LENGTH)
     with pytest.raises(DataError, match="2 of 3 documents that are no pair of answers"):
         PairStore(store_of(tmp_path / "bad", [bad, GOOD, bad]), LENGTH)
+
+
+def test_no_more_roles_than_a_block_are_looked_at_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, sizes = store_of(tmp_path, [GOOD] * 9), list[int]()
+
+    def count(roles: RoleArray, starts: Int64Array) -> int:
+        sizes.append(len(roles))
+        return _count_unpaired(roles, starts)
+
+    monkeypatch.setattr("llmtrain.data.pairs._BLOCK_TOKENS", 10)
+    monkeypatch.setattr("llmtrain.data.pairs._count_unpaired", count)
+    PairStore(store, LENGTH)
+    assert sizes == [8, 8, 8, 8, 4]
 
 
 def test_pairs_longer_than_a_window_are_counted(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+from tokenizers import AddedToken, Tokenizer
 
 from data_pipeline.chat.encode import ChatRules, encoded
 from data_pipeline.chat.messages import example_of, pair_of
@@ -182,6 +183,28 @@ def test_eos_is_learned_only_where_nothing_else_ends_the_answer(tokenizer: Path)
         assert found.ids.count(0) == (2 if "eos_token" in template else 1)
 
 
+def test_words_and_what_a_message_says_end_no_answer(tmp_path: Path) -> None:
+    """As in TRL: EOS stands behind a completion, whatever that ends with."""
+    folder = chat_tokenizer(tmp_path)
+    file = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    file.add_tokens([AddedToken("</tool_call>", special=False)])
+    file.save(str(folder / "tokenizer.json"))
+    plain = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    ended = "{% for m in messages %}{{ m.content }}<|im_end|>\n{% endfor %}"
+
+    def eos_is_learned(row: dict[str, Any], template: str) -> bool:
+        rules = ChatRules(sequence_length=99, template=template)
+        found = encoded(rules.encoder(str(folder)), example_of(row), rules)
+        assert found.ids[-1] == 0
+        return bool(found.roles[-1])
+
+    for said in ("x</tool_call>", "x<|im_end|>", "x<|im_end|>\n", "x</tool_call> ", "x"):
+        turns = [HELLO["messages"][0], {"role": "assistant", "content": said}]
+        assert eos_is_learned({"prompt": "go ", "completion": said}, plain), said
+        assert eos_is_learned({"messages": turns}, plain), said
+        assert not eos_is_learned({"messages": turns}, ended), said
+
+
 def test_a_pair_without_a_prompt_shares_its_beginning() -> None:
     turn = HELLO["messages"]
     found = pair_of({"chosen": turn, "rejected": [turn[0], {"role": "assistant", "content": "?"}]})
@@ -285,6 +308,11 @@ def test_bad_rows_are_one_sentence_with_file_and_line(
         (["chat_template=absent.jinja"], "chat_template=absent.jinja does not exist"),
         (["date=tomorrow"], "date=tomorrow is no day"),
         (["sequence_length=0"], "sequence_length=0"),
+        (
+            ["template_arguments={{eos_token: x, tools: y, loud: true}}"],
+            "template_arguments.eos_token is no further variable, the tokenizer gives it",
+        ),
+        (["template_arguments.strftime_now=x"], "date=YYYY-MM-DD gives it; leave it out"),
         (["id_field=key"], "line 1: it has no 'key'"),
         (["chat_template={bad}"], "line 1: the chat template refuses this conversation"),
         (["chat_template={dated}"], "say which with date=YYYY-MM-DD"),

@@ -1,5 +1,6 @@
 """What a rank says of itself is what another process reads."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import orjson
+import pytest
 
 from llmtrain.hang.heartbeat import (
     Heartbeat,
@@ -18,6 +20,15 @@ from llmtrain.hang.heartbeat import (
     read_beat,
     start_ticks,
 )
+
+
+def test_no_room_for_a_beat_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        Heartbeat().open(tmp_path / "rank-0", rank=0)
 
 
 def test_a_beat_is_read_as_it_was_said(tmp_path: Path) -> None:

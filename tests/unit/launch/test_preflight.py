@@ -40,6 +40,9 @@ def test_every_problem_names_the_node(
         given = ["node=n7", "config=0123", "gpus=8", f"port={port}", "head=nobody.invalid"]
         more = ["data.sources.b=[/nowhere/1,s3://bucket/2]", "tokenizer.path=/nowhere/t"]
         assert looking.main([*given, "--", *words, *more]) == 2
+        assert looking.main(["gpus=8", "--", *words]) == 1  # another node may have them
+        capsys.readouterr()
+        looking.main([*given, "--", *words, *more])
     said = [x for x in capsys.readouterr().err.splitlines() if "WARNING" not in x]
     expected = [
         "n7: the same words come to configuration", "n7: 0 GPUs, the launch needs 8",

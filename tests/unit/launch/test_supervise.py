@@ -126,8 +126,16 @@ def test_a_fault_is_started_again_and_wrong_input_is_not(tmp_path: Path) -> None
     assert len(starts.read_text().split()) == 3
     assert supervise(["bash", "-c", f"{count} exit 2"], tmp_path, max_restarts=5) == 2
     assert len(starts.read_text().split()) == 4
+    assert supervise(["bash", "-c", f"{count} exit 4"], tmp_path, max_restarts=5) == 4
+    assert len(starts.read_text().split()) == 5
     assert supervise(["bash", "-c", f"{count} exit 7"], tmp_path, max_restarts=1) == 1
-    assert len(starts.read_text().split()) == 6
+    assert len(starts.read_text().split()) == 7
+
+
+def test_what_a_batch_system_sends_to_all_does_not_end_the_launcher_of_a_node() -> None:
+    script = "kill -TERM $$; kill -USR1 $$; exit 3"
+    assert supervise(["bash", "-c", script], None) == 3
+    assert supervise(["bash", "-c", "kill -INT $PPID; exec sleep 9"], None) == 1
 
 
 def test_a_stopped_run_is_not_started_again(tmp_path: Path) -> None:
@@ -136,7 +144,9 @@ def test_a_stopped_run_is_not_started_again(tmp_path: Path) -> None:
     assert (tmp_path / "starts").read_text() == "x\n"
 
 
-@pytest.mark.parametrize(("code", "status"), [(0, 0), (1, 1), (2, 2), (3, 3), (7, 1), (-9, 1)])
+@pytest.mark.parametrize(
+    ("code", "status"), [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (7, 1), (-9, 1)]
+)
 def test_without_a_new_status_the_launchers_counts(tmp_path: Path, code: int, status: int) -> None:
     assert outcome(code, tmp_path, None) == status
     (tmp_path / "status.json").write_text(json.dumps({"code": 2}))

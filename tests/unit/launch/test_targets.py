@@ -121,6 +121,21 @@ def test_ranks_that_no_layout_fits_are_refused(dry: Dry) -> None:
     assert "makes 2 ranks, started were 6" in dry(*words, status=2)
 
 
+def test_what_a_restart_does_not_cure_is_not_started_again(dry: Dry) -> None:
+    script = dry("target=slurm", *CPU, "parallel.pp=2")
+    assert "{{" not in script
+    assert "|| not_ready $?" in script
+    assert "--signals-to-handle=SIGINT" in script  # Slurm's SIGTERM reaches torchrun too
+    body = script.partition("not_ready() {")[2].partition("\n}\n")[0]
+    function = f"not_ready() {{{body}\n}}\n"
+    for count, code, said in ((0, 1, ""), (1, 1, "again\n"), (1, 2, ""), (20, 1, "")):
+        words = f"SLURM_RESTART_COUNT={count}; queue_again() {{ echo again; }}; {function}"
+        done = subprocess.run(
+            ["bash", "-c", f"{words} not_ready {code}"], check=False, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stdout) == (code, said)
+
+
 def test_nodes_meet_over_c10d(dry: Dry) -> None:
     words = ["target=torchrun", *CPU, "launch.head=10.0.0.1:7000", "launch.node=1"]
     found = shlex.split(dry(*words, "launch.address=10.0.0.2", "parallel.pp=2"))

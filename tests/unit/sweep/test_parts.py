@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from llmtrain.config.load import config_root
 from llmtrain.errors import ConfigError
-from llmtrain.sweep import plugins
+from llmtrain.sweep import plugins, slurm
 from llmtrain.sweep.local import LocalTrials, shares
 from llmtrain.sweep.objective import Objective
 from llmtrain.sweep.on_nodes import OnNodes
@@ -157,6 +158,33 @@ def test_a_plain_run_imports_nothing_of_sweeps() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_no_job_is_submitted_or_ended_while_slurm_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("sbatch", "srun", "squeue", "scancel"):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\n[ -e {tmp_path}/up ] && cat {tmp_path}/up\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    submitted = list[str]()
+    monkeypatch.setattr(slurm, "submit", lambda _, name: submitted.append(name))
+    launch = slurm.SlurmTrials(poll_s=0)
+    trial = SimpleNamespace(job=SimpleNamespace(run=tmp_path / "trial-000"))
+    assert launch.start(trial) is None
+    (tmp_path / "up").write_text(f"7|PENDING|{job_name(trial.job.run)}\n")
+    job = launch.start(trial)
+    assert job is not None
+    assert submitted == []
+    (tmp_path / "up").write_text("")
+    other = launch.start(SimpleNamespace(job=SimpleNamespace(run=tmp_path / "trial-001")))
+    assert len(submitted) == 1
+    (tmp_path / "up").unlink()
+    assert other.ended() is None
+    (tmp_path / "up").write_text("")
+    assert other.ended() == 1
 
 
 def test_a_node_lets_its_run_save_before_the_job_is_queued_again(

@@ -183,6 +183,42 @@ def test_a_template_that_rewrites_turns_is_refused(template: str, folder: Path) 
         AnswerEncoder(folder, template).conversation(TURNS)
 
 
+FAULTS = {
+    "{{ 1 // 0 }}": "integer division or modulo by zero",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "maximum recursion depth exceeded",
+    "{{ 'x' * (10 ** 16) }}": "MemoryError",
+    "{{ '%(a)s' % {} }}": "'a'",
+}
+
+
+@pytest.mark.parametrize("template", FAULTS)
+def test_faults_of_a_template_are_one_sentence(template: str, folder: Path) -> None:
+    with pytest.raises(DataError, match=r"the chat template refuses this") as raised:
+        AnswerEncoder(folder, template).conversation(TURNS)
+    assert f"({FAULTS[template]})" in str(raised.value)
+
+
+GREETED = [{"role": "assistant", "content": "Hi."}, *TURNS]
+
+
+def test_a_conversation_that_begins_with_the_assistant(folder: Path) -> None:
+    asks = "{% if messages[0].role != 'system' %}Be kind.{% endif %}" + CHATML
+    with pytest.raises(DataError, match=r"begins with the assistant.*put a system message before"):
+        AnswerEncoder(folder, asks).conversation(GREETED)
+    counts = "{{ messages | length }}" + CHATML
+    with pytest.raises(DataError, match="begins with the assistant"):
+        AnswerEncoder(folder, counts).conversation(GREETED)
+    for given in ({"last_only": True}, {"first": 1}):
+        assert AnswerEncoder(folder, asks).conversation(GREETED, **given).answered.any()
+    system = {"role": "system", "content": "Be kind."}
+    for template, messages in ((CHATML, GREETED), (asks, [system, *GREETED])):
+        encoder = AnswerEncoder(folder, template)
+        found = encoder.conversation(messages)
+        text = shown(encoder, found.ids, found.answered)
+        assert text.count("assistant\n[[Hi.<|im_end|>\n]]") == 2
+        assert text.count("[[") == 3
+
+
 def test_variables_and_the_day_are_given(folder: Path) -> None:
     template = (
         "{% if strftime_now is defined %}{{ strftime_now('%Y') }}{% else %}no day{% endif %}"

@@ -57,13 +57,13 @@ def test_a_run_that_has_no_room(
 ) -> None:
     config = load("train", overrides(tmp_path, *LARGER), RunConfig)
     monkeypatch.setattr(local_model.LocalModel, "run", failing(fail))
-    assert run_command(lambda: build.train(config)) == 1
+    assert run_command(lambda: build.train(config)) == 4
     said = capsys.readouterr().err
     assert f"out of memory on rank 0 after 0 steps: asked for {asked} GiB, held " in said
     assert "use training.micro_batch_size=3 (now 6), parallel.recompute=full (now none) or" in said
     assert "Traceback" not in said
     status = json.loads((tmp_path / "tight/status.json").read_text())
-    assert status == {"code": 1, "reason": "out_of_memory", "step": 0}
+    assert status == {"code": 4, "reason": "out_of_memory", "step": 0}
     assert "Traceback" in (tmp_path / "tight/logs/rank0.log").read_text()
 
 

@@ -1,15 +1,17 @@
 """The preference loss against autograd through all logits, in double precision."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmtrain.config.objective import DpoConfig
 from llmtrain.data.batch import IGNORE_INDEX, StepBatch
-from llmtrain.train.preference_loss import preference_loss
+from llmtrain.train.preference_loss import document_sums, preference_loss
 from tests.host_waits import NoHostWait, as_copied
 
 VOCABULARY = 11
@@ -90,6 +92,41 @@ def test_loss_gradients_and_sums_equal_autograd_in_fp64(config: DpoConfig) -> No
         torch.testing.assert_close(sums[name], want.detach())
         assert not sums[name].requires_grad
     assert sums["source_tokens"].tolist() == [1, 2, 0]
+
+
+def test_sums_of_documents_are_of_their_tokens_alone() -> None:
+    """Bit by bit, wherever a document stands; more numbers than there are documents give 0."""
+    values = torch.randn(2, 40, generator=torch.Generator().manual_seed(0))
+    ids = torch.arange(40, dtype=torch.int32).expand(2, -1) // 7
+    batch = replace(pair_batch(), document_ids=ids, extent=(9, 7))
+    found = document_sums(values, batch)
+    member = ids[:, None, :] == torch.arange(9)[:, None]
+    want = torch.where(member, values.double()[:, None], 0.0).sum(dim=2)
+    torch.testing.assert_close(found, want, rtol=1e-12, atol=1e-14)
+    moved = replace(batch, document_ids=ids[:, 7:])
+    assert torch.equal(document_sums(values[:, 7:], moved)[:, 1:6], found[:, 1:6])
+
+
+def test_a_document_sum_takes_the_memory_of_its_tokens() -> None:
+    """1.3 GB where every document had a row of its own."""
+    ids = (torch.arange(32768, dtype=torch.int32) // 55).expand(8, -1)
+    batch = replace(pair_batch(), document_ids=ids)
+    with _Sizes() as sizes:
+        document_sums(torch.ones(8, 32768), batch)
+    assert max(sizes.elements) == 8 * 32768
+
+
+class _Sizes(TorchDispatchMode):
+    """Notes how many elements what operations give has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = list[int]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.elements.append(found.numel() if isinstance(found, Tensor) else 0)
+        return found
 
 
 def test_without_gradients_the_value_is_the_same_and_nothing_has_a_graph() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llmtrain.errors import CheckpointError
-from llmtrain.train.rundir import ExitReason, RunDirectory, write_json
+from llmtrain.train.rundir import ExitReason, RunDirectory, read_json, write_json
 
 
 def test_the_first_record_is_kept(tmp_path: Path) -> None:
@@ -35,8 +35,8 @@ def test_status_says_code_reason_and_step(tmp_path: Path) -> None:
         (ExitReason.REFUSED, 2),
         (ExitReason.PREEMPTED, 3),
         (ExitReason.PEER_LOST, 1),
-        (ExitReason.DIVERGED, 1),
-        (ExitReason.SAVE_FAILED, 1),
+        (ExitReason.DIVERGED, 4),
+        (ExitReason.SAVE_FAILED, 4),
         (ExitReason.FAILED, 1),
     ],
 )
@@ -58,3 +58,12 @@ def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
     run.run_json.write_text(text)
     with pytest.raises(CheckpointError, match=r"run\.json .*delete it"):
         run.read_record()
+
+
+def test_a_fault_of_a_run_that_is_being_ended_for_a_hang_is_that_hang(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.write_status(ExitReason.HUNG, step=7)
+    run.write_status(ExitReason.FAILED, step=8)
+    assert read_json(run.status_json) == {"code": 1, "reason": "hung", "step": 7}
+    run.write_status(ExitReason.DONE, step=8)
+    assert read_json(run.status_json)["reason"] == "done"

@@ -1,13 +1,16 @@
 """Weights & Biases online: a resumed run adds what the server lacks, whatever was sent before."""
 
 import json
+import time
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 
 from llmtrain import json_lines
 from llmtrain.config.training import MonitorConfig
+from llmtrain.train import tracker
 from llmtrain.train.rundir import RunDirectory
 from llmtrain.train.tracker import SUPERSEDED, wandb_sink
 from tests.wandb_server import WandbServer
@@ -99,3 +102,54 @@ def test_online_a_rollback_adds_lines_that_the_attempt_tells_apart(
         *((3, step) for step in range(6, 9)),
     ]  # fmt: skip
     assert [row["_step"] for row in history] == list(range(1, 13))
+
+
+class FallsSilent(WandbServer):
+    """A server that accepts connections and answers none of them while ``talks`` is not set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.talks = Event()
+        self.talks.set()
+
+    def stream(self, run: str, body: dict[str, Any]) -> dict[str, Any]:
+        self.talks.wait()
+        return super().stream(run, body)
+
+    def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
+        self.talks.wait()
+        return super().answer(query, variables)
+
+
+def test_a_server_that_stops_answering_holds_the_end_up_for_so_long_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it did not take comes with the next start, once it answers again."""
+    import wandb
+
+    monkeypatch.setattr(tracker, "FINISH_S", 2.0)
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    online = MonitorConfig(wandb="online")
+    with FallsSilent() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        with wandb_sink(online, run, {}) as sink:
+            assert sink is not None
+            sink.write(rows(1, 1, 1)[0])
+        with wandb_sink(online, run, {}) as sink:
+            assert sink is not None
+            server.talks.clear()
+            for row in rows(2, 5, 1):
+                sink.write(row)
+            left = time.monotonic()
+        assert time.monotonic() - left < 10
+        assert "has not taken everything in 2 s; the next start of this run sends" in caplog.text
+        server.talks.set()
+        with wandb_sink(online, run, {}) as sink:
+            assert sink is not None
+            sink.catch_up(rows(1, 5, 1))
+            sink.write(rows(6, 6, 2)[0])
+        wandb.teardown()
+    (name,) = server.runs
+    assert [row["train_step"] for row in server.history(name)] == list(range(1, 7))
