@@ -22,7 +22,6 @@ from llmtrain.errors import CheckpointError
 from llmtrain.train.rundir import RunDirectory, read_json
 
 _ALONE = 'shift\nexec "$python" -m llmtrain.launch.supervise -- "$python" -m llmtrain train "$@"'
-_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 _LOOK_S = 0.1
 
 
@@ -36,20 +35,22 @@ class OnNodes:
         self.run, self.ranks, self.words = run, ranks, tuple(words)
         self.alone, self.requeue = alone, requeue
         self._pid = 0
+        self._asked = False
         self._before = 0
 
     def __call__(self) -> int:
         """Start the ranks of this node and wait; gives the status of what started them."""
         self._before = _status(self.run)[1]
         script = _ALONE if self.alone else 'eval "$train"'
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until it is known whom to pass them on
+        self._pid, self._asked = 0, False
         child = subprocess.Popen(
             ["bash", "-c", script, "node", str(self.ranks), *self.words],
             preexec_fn=_shield, start_new_session=True,
         )  # fmt: skip
         self._pid = child.pid
         signal.signal(signal.SIGUSR1, self._pass_on)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        if self._asked:
+            self._pass_on(signal.SIGUSR1, None)
         while (status := child.poll()) is None:
             time.sleep(_LOOK_S)
         return status
@@ -57,18 +58,22 @@ class OnNodes:
     def checkpoint(self) -> DelayedSubmission | None:
         """Let the run save; what submitit is to queue again, None where that would be in vain."""
         self._pass_on(signal.SIGUSR1, None)
-        with suppress(ChildProcessError):
-            flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
-            while self._pid and os.waitid(os.P_PID, self._pid, flags) is None:
-                time.sleep(_LOOK_S)
-        code, step = _status(self.run)
-        if code != 3 or step <= self._before or not self.requeue:
+        if self._pid:  # else it comes while the run is being started, which has nothing to save
+            with suppress(ChildProcessError):
+                flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+                while os.waitid(os.P_PID, self._pid, flags) is None:
+                    time.sleep(_LOOK_S)
+            code, step = _status(self.run)
+            if code != 3 or step <= self._before:
+                return None
+        if not self.requeue:
             return None
         return DelayedSubmission(
             OnNodes(self.run, self.ranks, self.words, self.alone, self.requeue)
         )
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
         if self._pid:  # 0 would be everyone of this process group
             with suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGUSR1)
@@ -76,9 +81,8 @@ class OnNodes:
 
 def _shield() -> None:
     """Slurm sends its signals to every process of a step; launchers would end by them."""
-    for number in _SIGNALS:
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def _status(run: str) -> tuple[int | None, int]:

@@ -6,6 +6,8 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
+import time
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -220,14 +222,24 @@ def test_a_node_lets_its_run_save_before_the_job_is_queued_again(
         os.kill(os.getpid(), signal.SIGUSR2)
         return child
 
-    monkeypatch.setattr(subprocess, "Popen", start)
+    def ask() -> None:
+        while not (body._pid and (tmp_path / "ready").exists()):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGUSR2)
+
     before = {signal.SIGUSR2: signal.signal(signal.SIGUSR2, preempt)}
     before[signal.SIGUSR1] = signal.getsignal(signal.SIGUSR1)
     try:
-        assert body() == 3
+        with monkeypatch.context() as starting:
+            starting.setattr(subprocess, "Popen", start)
+            assert body() == 3
         assert found[0].function.words == ("a=1",)
         (tmp_path / "ready").unlink()
+        body._pid = 0
+        asking = threading.Thread(target=ask)
+        asking.start()
         assert body() == 3  # stops at the step it began with
+        asking.join()
         assert found[1] is None
     finally:
         for number, handler in before.items():
