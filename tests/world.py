@@ -13,6 +13,7 @@ ones.
 import functools
 import multiprocessing
 import os
+import pickle
 import signal
 import tempfile
 import time
@@ -214,6 +215,7 @@ def _serve(pipe: Connection) -> None:
             place = Place(
                 rank=rank, world_size=size, local_rank=rank, local_world_size=size, store=store
             )
-            pipe.send((False, body(place, *arguments)))
+            answer = pickle.dumps((False, body(place, *arguments)))
         except BaseException:
-            pipe.send((True, traceback.format_exc()))
+            answer = pickle.dumps((True, traceback.format_exc()))
+        pipe.send_bytes(answer)  # send() would keep a file open for every tensor
