@@ -30,6 +30,9 @@ import torch.multiprocessing
 from reporting import commit, host, note, rounded
 from torch import Tensor
 
+from llmtrain.checkpoint import tensor_files
+from llmtrain.checkpoint.archive import locate
+from llmtrain.checkpoint.checkpoints import Checkpoints
 from llmtrain.config.load import load
 from llmtrain.config.ramp import StepSchedule
 from llmtrain.config.run import RunConfig
@@ -37,13 +40,10 @@ from llmtrain.config.training import CheckpointConfig
 from llmtrain.data.synthetic import BatchShape, synthetic_batch
 from llmtrain.engine.choose import make_engine
 from llmtrain.engine.step import no_limits
+from llmtrain.optim.optimizer import optimizer_factory
 from llmtrain.parallel.mesh import World
-from llmtrain.train import tensor_files
-from llmtrain.train.archive import locate
-from llmtrain.train.checkpoint import Checkpoints
+from llmtrain.run.progress import Progress
 from llmtrain.train.loss import pretraining_loss
-from llmtrain.train.optimizer import optimizer_factory
-from llmtrain.train.progress import Progress
 
 BARS = {"engine / synchronous": 0.15, "plain tensors / copy": 1.3}
 """Largest ratios of medians."""

@@ -38,9 +38,9 @@ from llmtrain.engine.choose import make_engine
 from llmtrain.engine.step import no_limits
 from llmtrain.model.init import initialize_model
 from llmtrain.model.transformer import Transformer
+from llmtrain.optim.optimizer import optimizer_factory
 from llmtrain.parallel.mesh import World
 from llmtrain.train.loss import pretraining_loss
-from llmtrain.train.optimizer import optimizer_factory
 
 Step = Callable[[StepBatch], object]
 

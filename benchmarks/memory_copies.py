@@ -28,6 +28,7 @@ import torch.distributed as dist  # noqa: TID251
 import torch.multiprocessing
 from reporting import commit, host, note, rounded
 
+from llmtrain.checkpoint.checkpoints import Checkpoints
 from llmtrain.config.load import load
 from llmtrain.config.ramp import StepSchedule
 from llmtrain.config.run import RunConfig
@@ -35,12 +36,11 @@ from llmtrain.config.training import CheckpointConfig
 from llmtrain.data.synthetic import BatchShape, synthetic_batch
 from llmtrain.engine.choose import make_engine
 from llmtrain.engine.step import no_limits
+from llmtrain.optim.optimizer import optimizer_factory
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import Place
-from llmtrain.train.checkpoint import Checkpoints
+from llmtrain.run.progress import Progress
 from llmtrain.train.loss import pretraining_loss
-from llmtrain.train.optimizer import optimizer_factory
-from llmtrain.train.progress import Progress
 
 NODES = ("one", "two")
 KINDS = ("disk", "memory", "both")

@@ -23,8 +23,8 @@ from llmtrain import build, logs
 from llmtrain.config.load import load
 from llmtrain.config.run import RunConfig
 from llmtrain.engine.protocol import StepResult
+from llmtrain.run.progress import Progress
 from llmtrain.train import loop
-from llmtrain.train.progress import Progress
 from tests.end_to_end.commands import make_store
 
 LOGITS_EVERY = 10

@@ -14,6 +14,9 @@ from functools import partial
 from pathlib import Path
 
 from llmtrain import logs
+from llmtrain.checkpoint.checkpoints import Checkpoints
+from llmtrain.checkpoint.facts import data_facts
+from llmtrain.checkpoint.start import ORIGIN, adapter_facts, check_scale, start_from
 from llmtrain.config.load import to_plain, write_yaml
 from llmtrain.config.objective import DpoConfig
 from llmtrain.config.run import RunConfig
@@ -30,32 +33,29 @@ from llmtrain.ops.attention.check import check_attention
 from llmtrain.ops.attention.choose import choose_attention, needs_of
 from llmtrain.ops.cross_entropy import CrossEntropyStep
 from llmtrain.ops.kernels import choose_kernels
+from llmtrain.optim.optimizer import optimizer_factory
+from llmtrain.optim.schedule import Schedule, learning_rate
 from llmtrain.parallel.host_memory import keep_freed_memory
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import job_end
+from llmtrain.run.directory import ExitReason, RunDirectory
+from llmtrain.run.journal import RunJournal
+from llmtrain.run.mixing import Mixing
+from llmtrain.run.progress import Progress
 from llmtrain.train import loop
-from llmtrain.train.checkpoint import Checkpoints
 from llmtrain.train.document_losses import DocumentLosses
 from llmtrain.train.evaluation import Evaluation
-from llmtrain.train.facts import data_facts
 from llmtrain.train.feed import Copies, Feed
 from llmtrain.train.guard import Guard, stop_signals
 from llmtrain.train.loss import Observer, pretraining_loss
 from llmtrain.train.memory import explained, record_history
 from llmtrain.train.metrics import Meter
-from llmtrain.train.mixing import Mixing
 from llmtrain.train.norms import layers_of
-from llmtrain.train.optimizer import optimizer_factory
 from llmtrain.train.preference_loss import preference_loss
 from llmtrain.train.profiler import Profiler
-from llmtrain.train.progress import Progress
 from llmtrain.train.recheck import Recheck
 from llmtrain.train.reference import Preferences, preferences_of
 from llmtrain.train.rollback import go_back
-from llmtrain.train.run_journal import RunJournal
-from llmtrain.train.rundir import ExitReason, RunDirectory
-from llmtrain.train.schedule import Schedule, learning_rate
-from llmtrain.train.start import ORIGIN, adapter_facts, check_scale, start_from
 from llmtrain.train.start_checks import check_ranks
 from llmtrain.train.time_limit import TimeLimit
 from llmtrain.train.watch import Parts, Watch, open_watch

@@ -35,11 +35,11 @@ from llmtrain.engine.choose import make_engine
 from llmtrain.engine.step import no_limits
 from llmtrain.errors import LayoutError
 from llmtrain.ops.kernels import choose_kernels
+from llmtrain.optim.optimizer import optimizer_factory
 from llmtrain.parallel.launch import run_ranks
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import Place
 from llmtrain.train.loss import pretraining_loss
-from llmtrain.train.optimizer import optimizer_factory
 
 logger = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llmtrain import logs
+from llmtrain.checkpoint import archive
 from llmtrain.config.limits import Facts
 from llmtrain.config.load import config_hash, from_yaml
 from llmtrain.config.resume import changes, identity
@@ -28,10 +29,9 @@ from llmtrain.data.plan import plan_of
 from llmtrain.data.roles import texts
 from llmtrain.data.store import TokenStore, open_source
 from llmtrain.errors import CheckpointError, ConfigError, DataError, LLMTrainError
+from llmtrain.run.directory import RunDirectory
 from llmtrain.tokenizer.tokenizer import Tokenizer
 from llmtrain.tokenizer.tokenizer import load as load_tokenizer
-from llmtrain.train import archive
-from llmtrain.train.rundir import RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -259,7 +259,7 @@ def _tracker_problems(config: RunConfig) -> Iterator[str]:
 def _mirror_problems(config: RunConfig) -> Iterator[str]:
     """A mirror of checkpoints that this machine cannot reach."""
     if config.checkpoint.mirror is not None:
-        from llmtrain.train.mirror import Mirror
+        from llmtrain.checkpoint.mirror import Mirror
 
         try:
             Mirror.of(config.checkpoint)

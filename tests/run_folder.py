@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from llmtrain.checkpoint.weights import NewWeight, write_weights
 from llmtrain.config.data import TokenizerConfig
 from llmtrain.config.load import write_yaml
 from llmtrain.config.model import ModelConfig
@@ -10,9 +11,8 @@ from llmtrain.config.run import RunConfig
 from llmtrain.config.training import MonitorConfig, TrainingConfig
 from llmtrain.model.init import initialize_model
 from llmtrain.model.transformer import Transformer
+from llmtrain.run.directory import RunDirectory
 from llmtrain.tokenizer.tokenizer import train
-from llmtrain.train.rundir import RunDirectory
-from llmtrain.train.weights import NewWeight, write_weights
 
 VOCABULARY = 290
 MODEL = ModelConfig(

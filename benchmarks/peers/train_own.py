@@ -28,17 +28,17 @@ from llmtrain.data.batch import StepBatch
 from llmtrain.engine.choose import make_engine
 from llmtrain.engine.native import NativeEngine
 from llmtrain.engine.protocol import StepResult
+from llmtrain.optim.optimizer import optimizer_factory
+from llmtrain.optim.schedule import learning_rate
 from llmtrain.parallel.host_memory import keep_freed_memory
 from llmtrain.parallel.mesh import World
+from llmtrain.run.progress import Progress
 from llmtrain.train.feed import Copies, Feed
 from llmtrain.train.guard import Guard
 from llmtrain.train.loop import GarbageCollection, train
 from llmtrain.train.loss import pretraining_loss
 from llmtrain.train.metrics import Meter as Utilization
 from llmtrain.train.metrics import Metrics, Row
-from llmtrain.train.optimizer import optimizer_factory
-from llmtrain.train.progress import Progress
-from llmtrain.train.schedule import learning_rate
 
 NUM_STEPS = 10**6
 

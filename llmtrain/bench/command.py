@@ -28,8 +28,8 @@ from llmtrain.errors import ConfigError
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.precision import COMPUTE_DTYPES
 from llmtrain.planner.flops import convention, flops_per_token
+from llmtrain.run.directory import write_json
 from llmtrain.train.metrics import Meter
-from llmtrain.train.rundir import write_json
 
 logger = logging.getLogger(__name__)
 

@@ -30,14 +30,14 @@ from llmtrain.config.bench import BenchConfig
 from llmtrain.data.batch import StepBatch
 from llmtrain.data.synthetic import rank_rows
 from llmtrain.engine.protocol import Engine, StepResult
+from llmtrain.optim.schedule import learning_rate
 from llmtrain.parallel.mesh import World
+from llmtrain.run.progress import Progress
 from llmtrain.train import loop
 from llmtrain.train.feed import Copies, Feed
 from llmtrain.train.guard import Guard, stop_signals
 from llmtrain.train.metrics import Meter, Metrics
 from llmtrain.train.profiler import Profiler
-from llmtrain.train.progress import Progress
-from llmtrain.train.schedule import learning_rate
 
 _NUM_SOURCES = 2
 _NUM_BATCHES = 4

@@ -22,8 +22,8 @@ from llmtrain.eval.decoding import generate
 from llmtrain.eval.sampling import Sampling
 from llmtrain.eval.text_stream import TextStream
 from llmtrain.eval.trained import TrainedRun, opened_run
+from llmtrain.run.directory import write_json
 from llmtrain.tokenizer.prompts import PromptEncoder
-from llmtrain.train.rundir import write_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ from llmtrain.config.generate import EvalConfig
 from llmtrain.config.load import to_plain
 from llmtrain.errors import ConfigError, DataError
 from llmtrain.eval.trained import TrainedRun, opened_run
-from llmtrain.train.rundir import write_json
+from llmtrain.run.directory import write_json
 from llmtrain.train.tracker import wandb_sink
 
 logger = logging.getLogger(__name__)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llmtrain.checkpoint.start import ORIGIN
 from llmtrain.config.generate import EvalConfig
 from llmtrain.config.run import RunConfig
 from llmtrain.engine.protocol import StepResult
@@ -39,9 +40,8 @@ from llmtrain.ops.attention.choose import needs_of, select_attention
 from llmtrain.ops.kernels import select_kernels
 from llmtrain.parallel.inference import SpreadTransformer, sharing_group
 from llmtrain.parallel.mesh import World
-from llmtrain.train.progress import Progress
-from llmtrain.train.rundir import RunDirectory
-from llmtrain.train.start import ORIGIN
+from llmtrain.run.directory import RunDirectory
+from llmtrain.run.progress import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -35,7 +35,7 @@ from llmtrain.errors import ConfigError, DataError
 from llmtrain.eval.trained import TrainedRun, opened_run
 from llmtrain.model.transformer import Transformer
 from llmtrain.ops.cross_entropy import chunked_linear_cross_entropy
-from llmtrain.train.rundir import write_json
+from llmtrain.run.directory import write_json
 
 logger = logging.getLogger(__name__)
 

@@ -18,6 +18,10 @@ from typing import Any
 
 import torch
 
+from llmtrain.checkpoint.restore import load_model_weights
+from llmtrain.checkpoint.start import ORIGIN, check_weights
+from llmtrain.checkpoint.stored_run import StoredRun, find_run
+from llmtrain.checkpoint.weights import StoredWeights
 from llmtrain.config.engine import EngineConfig
 from llmtrain.config.parallel import ParallelConfig
 from llmtrain.config.run import RunConfig
@@ -28,13 +32,9 @@ from llmtrain.ops.kernels import select_kernels
 from llmtrain.parallel.inference import SpreadTransformer
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import Place
+from llmtrain.run.directory import RunDirectory
 from llmtrain.tokenizer.prompts import PromptEncoder
 from llmtrain.tokenizer.tokenizer import Tokenizer
-from llmtrain.train.restore import load_model_weights
-from llmtrain.train.rundir import RunDirectory
-from llmtrain.train.start import ORIGIN, check_weights
-from llmtrain.train.stored_run import StoredRun, find_run
-from llmtrain.train.weights import StoredWeights
 
 logger = logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmtrain.checkpoint.weights import NewWeight
 from llmtrain.config.adapter import TARGETS, AdapterConfig
 from llmtrain.config.model import ModelConfig
 from llmtrain.config.strict import show
@@ -33,7 +34,6 @@ from llmtrain.interop.safetensors import SINGLE, TensorFolder, read_json
 from llmtrain.interop.shards import ShardWriter
 from llmtrain.model.adapter import LORA_B, base_name, is_adapter
 from llmtrain.model.parameters import parameter_table
-from llmtrain.train.weights import NewWeight
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."

@@ -26,6 +26,9 @@ from typing import Any
 
 import torch
 
+from llmtrain.checkpoint.start import ORIGIN, adapter_facts, check_weights
+from llmtrain.checkpoint.stored_run import StoredRun, find_run
+from llmtrain.checkpoint.weights import NewWeight, StoredWeights, write_weights
 from llmtrain.config.data import TokenizerConfig
 from llmtrain.config.interop import ExportConfig, ImportConfig
 from llmtrain.config.load import to_plain, to_yaml, write_yaml
@@ -47,12 +50,9 @@ from llmtrain.interop.layout import EMBEDDING, HEAD, layout_of
 from llmtrain.interop.safetensors import read_json
 from llmtrain.interop.tokenizer_files import bring_in, take_out, tokenizer_in
 from llmtrain.interop.vocabulary import NewVocabulary, new_vocabulary
+from llmtrain.run.directory import RunDirectory
 from llmtrain.tokenizer.files import JSON_FILE, MODEL_FILE
 from llmtrain.tokenizer.tokenizer import load as load_tokenizer
-from llmtrain.train.rundir import RunDirectory
-from llmtrain.train.start import ORIGIN, adapter_facts, check_weights
-from llmtrain.train.stored_run import StoredRun, find_run
-from llmtrain.train.weights import NewWeight, StoredWeights, write_weights
 
 logger = logging.getLogger(__name__)
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmtrain.checkpoint.weights import row_ranges
 from llmtrain.config.model import ModelConfig
 from llmtrain.errors import CheckpointError, ConfigError
 from llmtrain.interop.families import Family, choose_family, read_config, write_config
@@ -32,7 +33,6 @@ from llmtrain.interop.shards import ShardWriter
 from llmtrain.model.cache import KeyValueCache
 from llmtrain.model.mup import output_multiplier
 from llmtrain.model.transformer import Transformer
-from llmtrain.train.weights import row_ranges
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"

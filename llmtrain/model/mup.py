@@ -4,7 +4,7 @@ The Adam column of arXiv:2203.03466, table 8. Where the model is m times wider t
 ``model.mup_base_width``, the matrices of the blocks start narrower by sqrt(m) and learn at 1 / m of
 the rate, and logits are divided by m; embedding, head, norms and biases stay. The head may so be
 tied. Scores keep 1 / sqrt(head_dim) instead of 1 / head_dim: widen by more heads of one size, and
-the two differ by a constant. Rates are train/optimizer.py's.
+the two differ by a constant. Rates are optim/optimizer.py's.
 
 Invariant: at the base, as without muP, every number is that of the standard parametrization, bit
 by bit. The division sits after the final norm, on the last stage alone, so multiplying the norm's

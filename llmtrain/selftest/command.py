@@ -15,15 +15,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from llmtrain.checkpoint import archive
 from llmtrain.config.load import load
 from llmtrain.config.run import RunConfig
 from llmtrain.config.selftest import SelftestConfig
 from llmtrain.errors import ConfigError
+from llmtrain.run.directory import RunDirectory
 from llmtrain.selftest.children import Child
 from llmtrain.selftest.compare import compare, table
 from llmtrain.selftest.random_store import write_random_store
-from llmtrain.train import archive
-from llmtrain.train.rundir import RunDirectory
 
 logger = logging.getLogger(__name__)
 

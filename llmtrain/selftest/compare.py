@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from llmtrain import json_lines
+from llmtrain.checkpoint import archive
+from llmtrain.checkpoint.restore import MODEL_PREFIX, load_tensors
 from llmtrain.errors import CheckpointError
-from llmtrain.train import archive
-from llmtrain.train.restore import MODEL_PREFIX, load_tensors
-from llmtrain.train.rundir import RunDirectory
+from llmtrain.run.directory import RunDirectory
 
 _COMPARED = ("loss", "grad_norm", "lr")
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llmtrain.train.rundir import write_json
+from llmtrain.run.directory import write_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from llmtrain.config.load import build, from_yaml
 from llmtrain.config.run import RunConfig
 from llmtrain.errors import DataError
 from llmtrain.model.parameters import num_parameters
+from llmtrain.run.directory import RunDirectory
 from llmtrain.sweep.record import Trial
-from llmtrain.train.rundir import RunDirectory
 
 logger = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from llmtrain.config.run import RunConfig
 from llmtrain.config.strict import build
 from llmtrain.config.study import StudyConfig
 from llmtrain.errors import ConfigError
+from llmtrain.run.directory import read_json, write_json
 from llmtrain.study.findings import Findings
 from llmtrain.study.grid import lr_batch
 from llmtrain.study.ladder import RunPoints, scaling_ladder
@@ -27,7 +28,6 @@ from llmtrain.sweep.folder import SWEEP_JSON
 from llmtrain.sweep.record import named
 from llmtrain.sweep.task import SweepTask
 from llmtrain.sweep.trials import Trials
-from llmtrain.train.rundir import read_json, write_json
 
 STUDIES: Mapping[str, Callable[[Any, RunPoints, RunConfig], Findings]] = {
     "lr_batch": lambda config, run, base: lr_batch(config, run),

@@ -13,8 +13,8 @@ from typing import Any
 from llmtrain.config.launch import OWN
 from llmtrain.config.load import config_hash
 from llmtrain.errors import ConfigError
+from llmtrain.run.directory import read_json, write_json
 from llmtrain.sweep.objective import Objective
-from llmtrain.train.rundir import read_json, write_json
 
 SWEEP_JSON = "sweep.json"
 

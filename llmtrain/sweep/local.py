@@ -21,8 +21,8 @@ from llmtrain.config.load import load
 from llmtrain.doctor import gpus
 from llmtrain.errors import ConfigError
 from llmtrain.launch.machines import alone, setting
+from llmtrain.run.directory import RunDirectory
 from llmtrain.sweep.trial_job import TrialJob, trial_job
-from llmtrain.train.rundir import RunDirectory
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from typing import Any
 from submitit.helpers import DelayedSubmission
 
 from llmtrain.errors import CheckpointError
-from llmtrain.train.rundir import RunDirectory, read_json
+from llmtrain.run.directory import RunDirectory, read_json
 
 _ALONE = 'shift\nexec "$python" -m llmtrain.launch.supervise -- "$python" -m llmtrain train "$@"'
 _LOOK_S = 0.1

@@ -23,9 +23,9 @@ import blake3
 from llmtrain.config.launch import SlurmLaunch
 from llmtrain.errors import ConfigError
 from llmtrain.launch.slurm import prologue
+from llmtrain.run.directory import RunDirectory
 from llmtrain.sweep.trial_job import TrialJob, trial_job
 from llmtrain.sweep.trials import ended_code
-from llmtrain.train.rundir import RunDirectory
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from llmtrain.train.rundir import RunDirectory
+from llmtrain.run.directory import RunDirectory
 
 if TYPE_CHECKING:
     from llmtrain.sweep.trials import Trials

@@ -20,10 +20,10 @@ from typing import Protocol
 
 from llmtrain.errors import CheckpointError, ConfigError
 from llmtrain.logs import INTERRUPTED
+from llmtrain.run.directory import RunDirectory, read_json
 from llmtrain.sweep.objective import Objective
 from llmtrain.sweep.record import Record, Trial, figure, named
 from llmtrain.sweep.trial_job import TrialJob
-from llmtrain.train.rundir import RunDirectory, read_json
 
 logger = logging.getLogger(__name__)
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain import json_lines
+from llmtrain.checkpoint import archive
+from llmtrain.checkpoint.facts import changed_facts, data_facts
 from llmtrain.config.load import build, from_yaml
 from llmtrain.config.parallel import implied_world_size, microbatches_per_rank
 from llmtrain.config.run import RunConfig
@@ -26,10 +28,8 @@ from llmtrain.data.plan import BatchPlan, plan_of
 from llmtrain.data.store import TokenStore, open_source
 from llmtrain.data.trace import Rows
 from llmtrain.errors import ConfigError, DataError
+from llmtrain.run.directory import RunDirectory, read_json
 from llmtrain.tokenizer.tokenizer import Tokenizer, load
-from llmtrain.train import archive
-from llmtrain.train.facts import changed_facts, data_facts
-from llmtrain.train.rundir import RunDirectory, read_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

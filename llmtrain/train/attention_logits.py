@@ -30,8 +30,8 @@ from llmtrain.model.layers import Attention
 from llmtrain.ops.attention.spec import AttentionFunction, AttentionSpec
 from llmtrain.parallel.collectives import gather_along
 from llmtrain.parallel.mesh import World
+from llmtrain.run.progress import Progress
 from llmtrain.train.loop import BatchSource
-from llmtrain.train.progress import Progress
 
 SAMPLED_QUERIES = 128
 """Queries of a row that are scored; of a shorter row all."""

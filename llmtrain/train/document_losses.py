@@ -30,8 +30,8 @@ from llmtrain.data.batch import StepBatch
 from llmtrain.data.document_loss import DocumentLoss, write_document_losses
 from llmtrain.engine.protocol import StepResult
 from llmtrain.parallel.mesh import World
+from llmtrain.run.progress import Progress
 from llmtrain.train.loop import BatchSource
-from llmtrain.train.progress import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from llmtrain.data.batch import StepBatch
 from llmtrain.data.held_out import EvaluationBatches
 from llmtrain.engine.protocol import StepResult
+from llmtrain.run.progress import Progress
 from llmtrain.train.metrics import per_source
 from llmtrain.train.preference_loss import held_out_fields
-from llmtrain.train.progress import Progress
 
 
 class Evaluator(Protocol):

@@ -22,9 +22,9 @@ from typing import Any, Literal
 import torch
 
 from llmtrain import json_lines
+from llmtrain.run.directory import ExitReason
+from llmtrain.run.progress import Progress
 from llmtrain.train.memory import Shortage
-from llmtrain.train.progress import Progress
-from llmtrain.train.rundir import ExitReason
 
 logger = logging.getLogger(__name__)
 

@@ -28,9 +28,9 @@ from torch import Tensor
 
 from llmtrain.config.guard import GuardConfig
 from llmtrain.engine.protocol import StepLimits, StepResult
+from llmtrain.run.directory import ExitReason
+from llmtrain.run.progress import Progress
 from llmtrain.train.events import Kind
-from llmtrain.train.progress import Progress
-from llmtrain.train.rundir import ExitReason
 from llmtrain.train.spikes import SpikeWindow
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)

@@ -13,10 +13,10 @@ from typing import Protocol
 
 from llmtrain.data.batch import StepBatch
 from llmtrain.engine.protocol import Engine, StepResult
+from llmtrain.optim.schedule import Schedule
+from llmtrain.run.directory import ExitReason
+from llmtrain.run.progress import Progress
 from llmtrain.train.guard import Guard
-from llmtrain.train.progress import Progress
-from llmtrain.train.rundir import ExitReason
-from llmtrain.train.schedule import Schedule
 
 
 class BatchSource(Protocol):

@@ -24,7 +24,7 @@ import torch
 from llmtrain.config.run import RunConfig, broken_rules
 from llmtrain.errors import ConfigError, OutOfMemoryError
 from llmtrain.parallel.mesh import World
-from llmtrain.train.progress import Progress
+from llmtrain.run.progress import Progress
 
 logger = logging.getLogger(__name__)
 

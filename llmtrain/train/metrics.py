@@ -20,12 +20,12 @@ from torch import Tensor
 
 from llmtrain.config.model import ModelConfig
 from llmtrain.engine.protocol import StepResult
+from llmtrain.optim.schedule import Schedule
 from llmtrain.planner.devices import peak_tflops
 from llmtrain.planner.flops import convention, flops_per_token
+from llmtrain.run.progress import Progress
 from llmtrain.train.feed import Feed
 from llmtrain.train.preference_loss import reward_fields
-from llmtrain.train.progress import Progress
-from llmtrain.train.schedule import Schedule
 
 Row = dict[str, Any]
 """JSON-ready numbers of one logging step; null where a number is not finite or not known."""

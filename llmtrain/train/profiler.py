@@ -16,7 +16,7 @@ import torch
 from torch.profiler import ProfilerAction, ProfilerActivity, profile
 
 from llmtrain.engine.protocol import StepResult
-from llmtrain.train.progress import Progress
+from llmtrain.run.progress import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from llmtrain.engine.protocol import StepResult
 from llmtrain.parallel.mesh import World
+from llmtrain.run.progress import Progress
 from llmtrain.train.feed import Feed
 from llmtrain.train.metrics import Row
 from llmtrain.train.norms import layer_norms
-from llmtrain.train.progress import Progress
 
 _PER_RANK = 3
 """Numbers of a rank: seconds per step, watts, bytes."""

@@ -26,12 +26,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from llmtrain.checkpoint.tensor_files import own_rectangles
 from llmtrain.data.batch import StepBatch
 from llmtrain.engine.protocol import StepResult
 from llmtrain.parallel.mesh import World
+from llmtrain.run.progress import Progress
 from llmtrain.train.loop import BatchSource
-from llmtrain.train.progress import Progress
-from llmtrain.train.tensor_files import own_rectangles
 from llmtrain.train.twice import Found, Twice, bits
 
 

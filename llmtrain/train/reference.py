@@ -26,6 +26,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from llmtrain.checkpoint.archive import Checkpoint
+from llmtrain.checkpoint.objects import from_first_rank
 from llmtrain.config.parallel import microbatches_per_rank
 from llmtrain.config.run import RunConfig
 from llmtrain.data.batch import StepBatch
@@ -35,10 +37,8 @@ from llmtrain.data.plan import BatchPlan
 from llmtrain.data.store import open_sources
 from llmtrain.errors import CheckpointError
 from llmtrain.parallel.mesh import World
-from llmtrain.train.archive import Checkpoint
 from llmtrain.train.evaluation import Evaluator
 from llmtrain.train.loss import Observer
-from llmtrain.train.objects import from_first_rank
 from llmtrain.train.preference_loss import document_sums
 
 logger = logging.getLogger(__name__)

@@ -17,13 +17,13 @@ state itself is suspect, and the run goes back one checkpoint further where ther
 import logging
 from typing import Any, Protocol
 
+from llmtrain.checkpoint import archive
+from llmtrain.checkpoint.checkpoints import Checkpoints
 from llmtrain.data.plan import BatchPlan
-from llmtrain.train import archive
-from llmtrain.train.checkpoint import Checkpoints
+from llmtrain.run.directory import ExitReason
+from llmtrain.run.journal import RunJournal
 from llmtrain.train.events import Kind
 from llmtrain.train.guard import Guard, Rollback
-from llmtrain.train.run_journal import RunJournal
-from llmtrain.train.rundir import ExitReason
 
 logger = logging.getLogger(__name__)
 

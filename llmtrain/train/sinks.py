@@ -14,11 +14,11 @@ from typing import Any
 
 from llmtrain import json_lines
 from llmtrain.config.training import MonitorConfig
+from llmtrain.run.directory import RunDirectory
+from llmtrain.run.progress import Progress
 from llmtrain.train.events import Events
 from llmtrain.train.metrics import Row, Sink
 from llmtrain.train.monitor import Console, JsonLines
-from llmtrain.train.progress import Progress
-from llmtrain.train.rundir import RunDirectory
 from llmtrain.train.tensorboard import tensorboard_sink
 from llmtrain.train.tracker import wandb_sink
 

@@ -5,10 +5,10 @@ checkpoints.fields()                             # {"checkpoint_s": 1.8}, since 
 """
 
 from llmtrain.hang.heartbeat import Heartbeat, Phase
+from llmtrain.run.progress import Progress
 from llmtrain.train.events import Events
 from llmtrain.train.loop import Saver
 from llmtrain.train.metrics import Row
-from llmtrain.train.progress import Progress
 
 
 class TimedSaves:

@@ -16,8 +16,8 @@ from typing import Any
 
 from llmtrain.config.training import MonitorConfig
 from llmtrain.errors import ConfigError
+from llmtrain.run.directory import RunDirectory
 from llmtrain.train.metrics import Row
-from llmtrain.train.rundir import RunDirectory
 from llmtrain.train.tracker import flat
 
 logger = logging.getLogger(__name__)

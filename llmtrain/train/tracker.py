@@ -29,9 +29,9 @@ from typing import Any, Literal, NamedTuple
 from llmtrain import json_lines
 from llmtrain.config.training import MonitorConfig
 from llmtrain.errors import ConfigError
+from llmtrain.run.directory import RunDirectory
 from llmtrain.train.events import Kind
 from llmtrain.train.metrics import Row
-from llmtrain.train.rundir import RunDirectory
 
 Mode = Literal["online", "offline", "disabled"]
 

@@ -17,7 +17,10 @@ from typing import Any
 from llmtrain.config.training import MonitorConfig
 from llmtrain.data.plan import BatchPlan
 from llmtrain.engine.protocol import Engine, StepResult
+from llmtrain.optim.schedule import Schedule
 from llmtrain.parallel.mesh import AXES, World
+from llmtrain.run.directory import RunDirectory
+from llmtrain.run.progress import Progress
 from llmtrain.train import provenance
 from llmtrain.train.attention_logits import AttentionLogits
 from llmtrain.train.events import Events
@@ -25,10 +28,7 @@ from llmtrain.train.feed import Feed
 from llmtrain.train.loop import BatchSource, Hook, Saver
 from llmtrain.train.metrics import Meter, Metrics, Row
 from llmtrain.train.norms import layer_norms
-from llmtrain.train.progress import Progress
 from llmtrain.train.ranks import RankWatch
-from llmtrain.train.rundir import RunDirectory
-from llmtrain.train.schedule import Schedule
 from llmtrain.train.sinks import open_sinks
 from llmtrain.train.stalls import TimedSaves
 from llmtrain.train.watchdog import Watchdog

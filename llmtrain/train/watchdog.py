@@ -34,7 +34,7 @@ from llmtrain.hang.heartbeat import Phase
 from llmtrain.hang.job import Job, beat_path, record_path
 from llmtrain.hang.stacks import SIGNAL, stack_path
 from llmtrain.parallel.mesh import World
-from llmtrain.train.rundir import RunDirectory
+from llmtrain.run.directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from llmtrain.checkpoint.checkpoints import Checkpoints
 from llmtrain.config.adapter import AdapterConfig
 from llmtrain.config.run import RunConfig
 from llmtrain.config.training import CheckpointConfig
@@ -14,8 +15,7 @@ from llmtrain.engine.protocol import Engine
 from llmtrain.model.adapter import LORA_B
 from llmtrain.model.init import initialize_
 from llmtrain.parallel.place import Place
-from llmtrain.train.checkpoint import Checkpoints
-from llmtrain.train.progress import Progress
+from llmtrain.run.progress import Progress
 from tests.distributed.layouts import SEED, Layout
 from tests.distributed.rig import loss_of, rig
 

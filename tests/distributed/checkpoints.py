@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmtrain.checkpoint.checkpoints import Checkpoints
+from llmtrain.checkpoint.staging import Staging
 from llmtrain.config.engine import EngineConfig
 from llmtrain.config.parallel import ParallelConfig
 from llmtrain.config.ramp import StepSchedule
@@ -17,9 +19,7 @@ from llmtrain.config.training import CheckpointConfig
 from llmtrain.errors import CheckpointError
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import Place
-from llmtrain.train.checkpoint import Checkpoints
-from llmtrain.train.progress import Progress
-from llmtrain.train.staging import Staging
+from llmtrain.run.progress import Progress
 from tests.distributed.rig import digest, rig_in
 
 

@@ -13,10 +13,10 @@ from llmtrain.data.synthetic import BatchShape, rank_rows, synthetic_batch
 from llmtrain.engine.choose import make_engine
 from llmtrain.engine.native import NativeEngine
 from llmtrain.engine.step import no_limits
+from llmtrain.optim.optimizer import optimizer_factory
 from llmtrain.parallel.mesh import Place, World
 from llmtrain.planner.memory import Seat
 from llmtrain.train.loss import pretraining_loss
-from llmtrain.train.optimizer import optimizer_factory
 
 MODEL = ModelConfig(
     vocab_size=67,

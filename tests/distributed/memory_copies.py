@@ -6,16 +6,16 @@ from pathlib import Path
 
 import torch
 
+from llmtrain.checkpoint.checkpoints import Checkpoints
+from llmtrain.checkpoint.node_links import Links
+from llmtrain.checkpoint.objects import gather
 from llmtrain.config.engine import EngineConfig
 from llmtrain.config.parallel import ParallelConfig
 from llmtrain.config.ramp import StepSchedule
 from llmtrain.config.training import CheckpointConfig
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import Place
-from llmtrain.train.checkpoint import Checkpoints
-from llmtrain.train.node_links import Links
-from llmtrain.train.objects import gather
-from llmtrain.train.progress import Progress
+from llmtrain.run.progress import Progress
 from tests.distributed.checkpoints import Part
 
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from llmtrain.config.run import RunConfig
 from llmtrain.config.training import OptimizerConfig
 from llmtrain.model.parameters import ParameterInfo
+from llmtrain.optim.muon import orthogonalize
+from llmtrain.optim.optimizer import optimizer_factory
 from llmtrain.parallel.matrices import MatrixExchange, MatrixMap, run_alone
 from llmtrain.parallel.place import Place
 from llmtrain.parallel.precision import MasterWeights
 from llmtrain.parallel.region import Region, whole
 from llmtrain.parallel.replicas import GradientSum, sum_over
-from llmtrain.train.muon import orthogonalize
-from llmtrain.train.optimizer import optimizer_factory
 from tests.distributed.rig import rig
 
 SHAPES = {

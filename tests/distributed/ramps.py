@@ -15,8 +15,8 @@ from llmtrain.engine.protocol import Engine, StepResult
 from llmtrain.engine.step import no_limits
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import Place
+from llmtrain.run.progress import Progress
 from llmtrain.train.document_losses import DocumentLosses
-from llmtrain.train.progress import Progress
 from tests.distributed.layouts import LEARNING_RATE, SHAPE, Layout
 from tests.distributed.rig import loss_of, rig_in
 

@@ -14,7 +14,7 @@ from llmtrain.model.layers import Block
 from llmtrain.parallel import compile as compiler
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import Place
-from llmtrain.train.progress import Progress
+from llmtrain.run.progress import Progress
 from llmtrain.train.recheck import Recheck
 from tests.distributed.layouts import SHAPE
 from tests.distributed.rig import Rig, digest, snapshot

@@ -14,13 +14,13 @@ from llmtrain.config.training import OptimizerConfig
 from llmtrain.data.synthetic import BatchShape, rank_rows, synthetic_batch
 from llmtrain.engine.choose import make_engine
 from llmtrain.engine.step import no_limits
+from llmtrain.optim.optimizer import optimizer_factory
 from llmtrain.parallel import offload
 from llmtrain.parallel.apply import build_local_model
 from llmtrain.parallel.local import LocalModel
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import Place
 from llmtrain.train.loss import pretraining_loss
-from llmtrain.train.optimizer import optimizer_factory
 from tests.distributed.rig import snapshot
 
 MODEL = ModelConfig(

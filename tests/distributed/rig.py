@@ -19,10 +19,10 @@ from llmtrain.engine.choose import make_engine
 from llmtrain.engine.portion import Portion
 from llmtrain.engine.protocol import Engine, StepLimits, StepResult
 from llmtrain.engine.step import no_limits
+from llmtrain.optim.optimizer import optimizer_factory
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import Place
 from llmtrain.train.loss import Observer, pretraining_loss
-from llmtrain.train.optimizer import optimizer_factory
 from tests.distributed.layouts import LEARNING_RATE, NUM_STEPS, SHAPE
 
 

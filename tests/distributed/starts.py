@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+from llmtrain.checkpoint.checkpoints import Checkpoints
+from llmtrain.checkpoint.start import start_from
 from llmtrain.config.run import RunConfig
 from llmtrain.config.training import CheckpointConfig
 from llmtrain.parallel.place import Place
-from llmtrain.train.checkpoint import Checkpoints
-from llmtrain.train.progress import Progress
-from llmtrain.train.start import start_from
+from llmtrain.run.progress import Progress
 from tests.distributed.rig import loss_of, rig
 
 

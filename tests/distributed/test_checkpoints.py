@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.train import archive
-from llmtrain.train.restore import load_model_weights
+from llmtrain.checkpoint import archive
+from llmtrain.checkpoint.restore import load_model_weights
 from tests.distributed.checkpoints import (
     full_disk_on_one_rank,
     restore_damaged,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llmtrain.checkpoint.weights import NewWeight, write_weights
 from llmtrain.cli import main
 from llmtrain.config.adapter import AdapterConfig
 from llmtrain.config.load import write_yaml
@@ -18,7 +19,6 @@ from llmtrain.model.adapter import LORA_B
 from llmtrain.model.init import initialize_model
 from llmtrain.model.transformer import Transformer
 from llmtrain.parallel.place import Place
-from llmtrain.train.weights import NewWeight, write_weights
 from tests.distributed.inferences import infer
 from tests.world import RankPool
 

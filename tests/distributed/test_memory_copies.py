@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.train import archive
+from llmtrain.checkpoint import archive
 from tests.distributed import memory_copies as bodies
 from tests.world import RankError, RankPool
 

@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 
 from llmtrain import json_lines
+from llmtrain.checkpoint import archive
 from llmtrain.config.load import load
 from llmtrain.config.run import RunConfig
 from llmtrain.data.plan import plan_of
 from llmtrain.data.store import TokenStore
-from llmtrain.train import archive
 from tests.end_to_end.commands import TINY, Command, losses, saved_state, status, steps
 from tests.end_to_end.poison import spoil, write_documents
 

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from llmtrain.checkpoint import archive
 from llmtrain.cli import main
 from llmtrain.data.lineage import DocumentRecord
 from llmtrain.data.manifest import write_manifest
 from llmtrain.data.writer import ShardWriter
-from llmtrain.train import archive
 from tests.distributed.states import read
 from tests.world import fork_rank
 

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llmtrain.checkpoint.checkpoints import Checkpoints
 from llmtrain.config.ramp import StepSchedule
 from llmtrain.config.training import CheckpointConfig
 from llmtrain.data.lineage import DocumentRecord
 from llmtrain.data.manifest import write_manifest
 from llmtrain.data.writer import ShardWriter
-from llmtrain.train.checkpoint import Checkpoints
-from llmtrain.train.progress import Progress
+from llmtrain.run.progress import Progress
 from tests.end_to_end.commands import TOKENIZER_HASH, VOCABULARY
 
 POISON = VOCABULARY - 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmtrain.train import archive
+from llmtrain.checkpoint import archive
 from tests.end_to_end.commands import (
     TINY,
     Command,

@@ -9,8 +9,8 @@ from shutil import copytree
 import pytest
 import torch
 
+from llmtrain.checkpoint import archive
 from llmtrain.tokenizer.tokenizer import train_sentencepiece
-from llmtrain.train import archive
 from tests.end_to_end.commands import (
     TINY,
     Command,

@@ -7,9 +7,9 @@ import datasets
 import pytest
 import torch
 
+from llmtrain.checkpoint.weights import StoredWeights
 from llmtrain.cli import main
 from llmtrain.tokenizer.tokenizer import train
-from llmtrain.train.weights import StoredWeights
 from tests.end_to_end.commands import losses
 from tests.end_to_end.test_huggingface import MODEL, SMALL, write_store
 from tests.unit.tokenizer.test_tokenizer import TEXTS

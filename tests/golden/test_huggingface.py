@@ -12,11 +12,11 @@ import yaml
 from safetensors import safe_open
 from torch import Tensor
 
+from llmtrain.checkpoint.weights import StoredWeights
 from llmtrain.cli import main
 from llmtrain.interop.huggingface import load_model, save_model
 from llmtrain.model.init import initialize_model
 from llmtrain.model.transformer import Transformer
-from llmtrain.train.weights import StoredWeights
 from tests.golden.test_transformers import LLAMA3_SCALING, SIZES, TOLERANCE, YARN, relative
 
 SWITCHED: Mapping[str, Any] = {

@@ -12,6 +12,9 @@ import torch
 import transformers
 from torch import Tensor
 
+from llmtrain.checkpoint.archive import locate
+from llmtrain.checkpoint.start import check_scale, start_from
+from llmtrain.checkpoint.stored_run import find_run
 from llmtrain.cli import main
 from llmtrain.config.adapter import AdapterConfig
 from llmtrain.config.engine import EngineConfig
@@ -28,13 +31,10 @@ from llmtrain.interop.huggingface import InMemory, open_folder
 from llmtrain.model.adapter import LORA_B, base_name
 from llmtrain.model.init import initialize_
 from llmtrain.model.transformer import Transformer
+from llmtrain.optim.optimizer import optimizer_factory
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import Place
-from llmtrain.train.archive import locate
 from llmtrain.train.loss import pretraining_loss
-from llmtrain.train.optimizer import optimizer_factory
-from llmtrain.train.start import check_scale, start_from
-from llmtrain.train.stored_run import find_run
 from tests.distributed.layouts import MODEL, MODELS
 from tests.golden.test_huggingface import loaded, theirs
 from tests.golden.test_transformers import SIZES, relative

@@ -14,6 +14,8 @@ import trl
 from torch import Tensor
 
 from data_pipeline.cli import main as data_main
+from llmtrain.checkpoint.start import start_from
+from llmtrain.checkpoint.stored_run import find_run
 from llmtrain.cli import main
 from llmtrain.config.engine import EngineConfig
 from llmtrain.config.parallel import ParallelConfig
@@ -24,12 +26,10 @@ from llmtrain.data.packing import PackedOrder
 from llmtrain.data.store import TokenStore
 from llmtrain.engine.choose import make_engine
 from llmtrain.engine.step import no_limits
+from llmtrain.optim.optimizer import optimizer_factory
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import Place
 from llmtrain.train.loss import pretraining_loss
-from llmtrain.train.optimizer import optimizer_factory
-from llmtrain.train.start import start_from
-from llmtrain.train.stored_run import find_run
 from tests.chats import CHATS, TEMPLATE, chat_tokenizer, rows
 
 TOLERANCE = 1e-5

@@ -11,6 +11,8 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from llmtrain.build import engine_of
+from llmtrain.checkpoint.start import start_from
+from llmtrain.checkpoint.stored_run import find_run
 from llmtrain.cli import main
 from llmtrain.config.data import DataConfig
 from llmtrain.config.engine import EngineConfig
@@ -28,8 +30,6 @@ from llmtrain.interop.huggingface import open_folder
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import Place
 from llmtrain.train.reference import Preferences
-from llmtrain.train.start import start_from
-from llmtrain.train.stored_run import find_run
 from tests.golden.test_huggingface import loaded, shake, theirs
 from tests.golden.test_transformers import TOLERANCE, relative
 from tests.preferences import EOS_ID, make_pairs

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from llmtrain import logs
+from llmtrain.checkpoint import archive
 from llmtrain.config.load import load, write_yaml
 from llmtrain.config.run import RunConfig
 from llmtrain.data.lineage import DocumentRecord
 from llmtrain.data.store import ShardWriter, write_manifest
 from llmtrain.errors import ConfigError
 from llmtrain.prepare import prepare, resolve
+from llmtrain.run.directory import ExitReason, RunDirectory
 from llmtrain.tokenizer.tokenizer import Tokenizer, train_sentencepiece
-from llmtrain.train import archive
-from llmtrain.train.rundir import ExitReason, RunDirectory
 
 Make = Callable[..., RunConfig]
 
@@ -141,7 +141,7 @@ def test_a_run_that_saved_nothing_may_still_change(make: Make, tmp_path: Path) -
 HOLD = """
 import sys
 from pathlib import Path
-from llmtrain.train.rundir import RunDirectory
+from llmtrain.run.directory import RunDirectory
 
 with RunDirectory(Path(sys.argv[1])).locked():
     print("locked", flush=True)

@@ -11,7 +11,7 @@ from llmtrain.data.journal import Accepted, Journal, ShareChange, Skip, from_pla
 from llmtrain.data.plan import BatchPlan, StepWindows
 from llmtrain.data.store import TokenStore
 from llmtrain.errors import DataError
-from llmtrain.train.rundir import write_json
+from llmtrain.run.directory import write_json
 from tests.stores import plan_over, random_documents, write_store
 
 LENGTH = 16

@@ -14,11 +14,11 @@ from llmtrain.data.synthetic import synthetic_batch
 from llmtrain.engine.native import NativeEngine
 from llmtrain.engine.step import no_limits
 from llmtrain.errors import ConfigError
+from llmtrain.optim.optimizer import optimizer_factory
 from llmtrain.parallel.apply import build_local_model
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import Place
 from llmtrain.train.loss import pretraining_loss
-from llmtrain.train.optimizer import optimizer_factory
 from tests.distributed.layouts import MODEL, SHAPE, SINGLE
 from tests.host_waits import NoHostWait, as_copied
 

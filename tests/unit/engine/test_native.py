@@ -17,11 +17,11 @@ from llmtrain.engine.native import NativeEngine
 from llmtrain.engine.step import no_limits
 from llmtrain.model.init import initialize_model
 from llmtrain.model.transformer import Transformer
+from llmtrain.optim.optimizer import EPS, optimizer_factory
 from llmtrain.parallel.apply import build_local_model
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import Place
 from llmtrain.train.loss import pretraining_loss
-from llmtrain.train.optimizer import EPS, optimizer_factory
 from tests.distributed.layouts import MODEL, SHAPE, SINGLE
 
 SEED = 5

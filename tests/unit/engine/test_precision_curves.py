@@ -20,10 +20,10 @@ from llmtrain.config.training import OptimizerConfig
 from llmtrain.data.batch import StepBatch
 from llmtrain.engine.choose import make_engine
 from llmtrain.engine.step import no_limits
+from llmtrain.optim.optimizer import optimizer_factory
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import Place
 from llmtrain.train.loss import pretraining_loss
-from llmtrain.train.optimizer import optimizer_factory
 
 MODEL = ModelConfig(
     vocab_size=128,

@@ -8,7 +8,7 @@ import pytest
 from llmtrain.config.generate import EvalConfig
 from llmtrain.config.training import MonitorConfig
 from llmtrain.eval import harness
-from llmtrain.train.rundir import RunDirectory, read_json
+from llmtrain.run.directory import RunDirectory, read_json
 from llmtrain.train.tracker import SUPERSEDED, wandb_sink
 
 

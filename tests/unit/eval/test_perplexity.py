@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from llmtrain.checkpoint.checkpoints import Checkpoints
 from llmtrain.config.data import DataConfig, TokenizerConfig
 from llmtrain.config.generate import EvalConfig, GenerateConfig
 from llmtrain.config.load import to_yaml
@@ -25,9 +26,8 @@ from llmtrain.eval.perplexity import nats_of, pack, segments, unigram
 from llmtrain.eval.trained import load_run
 from llmtrain.model.init import initialize_model
 from llmtrain.model.transformer import Transformer
+from llmtrain.run.progress import Progress
 from llmtrain.tokenizer.tokenizer import train_sentencepiece
-from llmtrain.train.checkpoint import Checkpoints
-from llmtrain.train.progress import Progress
 
 CONFIG = ModelConfig(
     vocab_size=320,

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from llmtrain.checkpoint.weights import StoredWeights
 from llmtrain.cli import main
 from llmtrain.interop.huggingface import load_model
 from llmtrain.interop.vocabulary import new_vocabulary
 from llmtrain.tokenizer.spelling import spelling_of
 from llmtrain.tokenizer.tokenizer import TokenizerKind, load, train
-from llmtrain.train.weights import StoredWeights
 from tests.unit.interop.folders import config_of, write_folder
 from tests.unit.tokenizer.test_tokenizer import TEXTS
 

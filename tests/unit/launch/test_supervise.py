@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llmtrain.launch.supervise import outcome, ranks_below, supervise, supervise_hosts
-from llmtrain.train.rundir import ExitReason, RunDirectory
+from llmtrain.run.directory import ExitReason, RunDirectory
 
 RANK = """\
 import json, os, pathlib, signal, sys, time

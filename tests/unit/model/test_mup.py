@@ -17,8 +17,8 @@ from llmtrain.model.init import initialize_model, standard_deviation
 from llmtrain.model.mup import output_multiplier
 from llmtrain.model.parameters import parameter_table
 from llmtrain.model.transformer import Transformer
+from llmtrain.optim.optimizer import optimizer_factory
 from llmtrain.parallel.matrices import run_alone
-from llmtrain.train.optimizer import optimizer_factory
 
 WIDTHS = (32, 64, 256)
 BASE = WIDTHS[0]

@@ -9,10 +9,10 @@ import torch
 from llmtrain.config.arguments import parse
 from llmtrain.config.selftest import SelftestConfig, split
 from llmtrain.errors import CheckpointError, ConfigError
+from llmtrain.run.directory import RunDirectory
 from llmtrain.selftest.children import Child
 from llmtrain.selftest.compare import compare, table
-from llmtrain.train.rundir import RunDirectory
-from tests.unit.train.test_checkpoint import State, save
+from tests.unit.checkpoint.test_checkpoints import State, save
 
 
 def run(folder: Path, state: State, losses: dict[int, float]) -> RunDirectory:

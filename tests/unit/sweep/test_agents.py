@@ -59,7 +59,7 @@ def test_a_run_takes_the_id_its_agent_gave(tmp_path: Path) -> None:
     code = textwrap.dedent(f"""
         from pathlib import Path
         from llmtrain.config.training import MonitorConfig
-        from llmtrain.train.rundir import RunDirectory
+        from llmtrain.run.directory import RunDirectory
         from llmtrain.train.tracker import wandb_sink
         run = RunDirectory(Path({str(tmp_path / "run")!r}))
         with wandb_sink(MonitorConfig(wandb="offline"), run, {{}}) as tracker:

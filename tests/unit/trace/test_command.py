@@ -19,6 +19,7 @@ from data_pipeline.config.run import RunConfig as DataRun
 from data_pipeline.execute.local import InlineExecutor
 from data_pipeline.pipeline import run_pipeline
 from data_pipeline.stages import Context
+from llmtrain.checkpoint.facts import data_facts
 from llmtrain.cli import main
 from llmtrain.config.data import DataConfig, TokenizerConfig
 from llmtrain.config.load import build, write_yaml
@@ -34,13 +35,12 @@ from llmtrain.data.journal import Accepted, Journal
 from llmtrain.data.lineage import DocumentRecord, read_records
 from llmtrain.data.store import ShardWriter
 from llmtrain.errors import ConfigError, DataError, LLMTrainError
+from llmtrain.run.directory import write_json
 from llmtrain.tokenizer.tokenizer import load, train
 from llmtrain.trace.command import main as trace
 from llmtrain.trace.documents import DocumentKey, KnownDocument, Seen
 from llmtrain.trace.proof import Answer, verdict
 from llmtrain.trace.run import open_run
-from llmtrain.train.facts import data_facts
-from llmtrain.train.rundir import write_json
 from tests.texts import TEXTS
 
 STEPS = 16

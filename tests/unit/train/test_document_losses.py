@@ -21,8 +21,8 @@ from llmtrain.engine.protocol import StepResult
 from llmtrain.errors import ConfigError
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import Place
+from llmtrain.run.progress import Progress
 from llmtrain.train.document_losses import DocumentLosses
-from llmtrain.train.progress import Progress
 
 SOURCES = ("code", "web")
 SHAPE = BatchShape(rows=6, sequence_length=12, vocab_size=31)

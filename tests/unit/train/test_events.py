@@ -9,9 +9,9 @@ import torch
 from llmtrain import json_lines
 from llmtrain.config.ramp import StepSchedule
 from llmtrain.hang.heartbeat import Heartbeat
+from llmtrain.run.directory import ExitReason
+from llmtrain.run.progress import Progress
 from llmtrain.train.events import Events
-from llmtrain.train.progress import Progress
-from llmtrain.train.rundir import ExitReason
 from llmtrain.train.stalls import TimedSaves
 
 

@@ -16,10 +16,10 @@ from llmtrain.config.guard import GuardConfig
 from llmtrain.config.ramp import StepSchedule
 from llmtrain.engine.protocol import StepResult
 from llmtrain.errors import ConfigError
+from llmtrain.run.directory import ExitReason
+from llmtrain.run.progress import Progress
 from llmtrain.train.events import Kind
 from llmtrain.train.guard import Guard, Tell, stop_signals
-from llmtrain.train.progress import Progress
-from llmtrain.train.rundir import ExitReason
 
 CPU = torch.device("cpu")
 

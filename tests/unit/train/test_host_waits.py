@@ -14,9 +14,9 @@ from llmtrain.data.batch import StepBatch
 from llmtrain.engine.protocol import StepResult
 from llmtrain.engine.step import no_limits
 from llmtrain.parallel.place import Place
+from llmtrain.run.directory import ExitReason
+from llmtrain.run.progress import Progress
 from llmtrain.train import loop
-from llmtrain.train.progress import Progress
-from llmtrain.train.rundir import ExitReason
 from tests.distributed.layouts import Layout, native, zero
 from tests.distributed.rig import rig
 from tests.end_to_end.commands import TINY, make_store

@@ -7,23 +7,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from llmtrain.checkpoint import archive
+from llmtrain.checkpoint.checkpoints import Checkpoints
 from llmtrain.config.guard import GuardConfig
 from llmtrain.config.ramp import StepSchedule
 from llmtrain.config.training import CheckpointConfig, OptimizerConfig, ScheduleConfig
 from llmtrain.data.batch import StepBatch
 from llmtrain.data.synthetic import synthetic_batch
 from llmtrain.engine.protocol import StepResult
+from llmtrain.optim.schedule import learning_rate
 from llmtrain.parallel.place import Place
-from llmtrain.train import archive
-from llmtrain.train.checkpoint import Checkpoints
+from llmtrain.run.directory import ExitReason
+from llmtrain.run.progress import Progress
 from llmtrain.train.guard import Guard
 from llmtrain.train.loop import GarbageCollection, train
-from llmtrain.train.progress import Progress
-from llmtrain.train.rundir import ExitReason
-from llmtrain.train.schedule import learning_rate
 from tests.distributed.layouts import SHAPE, SINGLE
 from tests.distributed.rig import Rig, rig
-from tests.unit.train.test_checkpoint import files_of_at_most
+from tests.unit.checkpoint.test_checkpoints import files_of_at_most
 
 NUM_STEPS = 6
 TOKENS = 64

@@ -17,10 +17,10 @@ from llmtrain.data.batch import StepBatch
 from llmtrain.data.held_out import EvaluationBatches
 from llmtrain.engine.protocol import StepResult
 from llmtrain.planner.flops import flops_per_token
+from llmtrain.run.progress import Progress
 from llmtrain.train.evaluation import Evaluation
 from llmtrain.train.feed import Copies, Feed
 from llmtrain.train.metrics import Meter, Metrics, Row
-from llmtrain.train.progress import Progress
 from tests.stores import write_store
 
 CPU = torch.device("cpu")

@@ -15,10 +15,10 @@ import pytest
 from llmtrain import json_lines, logs
 from llmtrain.config.training import MonitorConfig
 from llmtrain.errors import ConfigError
+from llmtrain.run.directory import RunDirectory
 from llmtrain.train import tensorboard, tracker
 from llmtrain.train.metrics import Row
 from llmtrain.train.monitor import Console, JsonLines, console_line
-from llmtrain.train.rundir import RunDirectory
 
 
 def row(step: int) -> Row:

@@ -14,8 +14,8 @@ from llmtrain.config.training import MonitorConfig
 from llmtrain.engine.protocol import StepResult
 from llmtrain.errors import ConfigError
 from llmtrain.parallel.scopes import FORWARD, scope
+from llmtrain.run.progress import Progress
 from llmtrain.train.profiler import Profiler
-from llmtrain.train.progress import Progress
 
 NOTHING = cast(StepResult, None)
 

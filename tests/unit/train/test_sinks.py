@@ -16,11 +16,11 @@ import torch
 from llmtrain import json_lines
 from llmtrain.config.ramp import StepSchedule
 from llmtrain.config.training import MonitorConfig
+from llmtrain.run.directory import RunDirectory
+from llmtrain.run.progress import Progress
 from llmtrain.train.events import Events
 from llmtrain.train.metrics import Sink
 from llmtrain.train.monitor import JsonLines
-from llmtrain.train.progress import Progress
-from llmtrain.train.rundir import RunDirectory
 from llmtrain.train.sinks import open_sinks
 from tests.unit.train.test_monitor import row, steps
 

@@ -10,8 +10,8 @@ import pytest
 
 from llmtrain import json_lines
 from llmtrain.config.training import MonitorConfig
+from llmtrain.run.directory import RunDirectory
 from llmtrain.train import tracker
-from llmtrain.train.rundir import RunDirectory
 from llmtrain.train.tracker import SUPERSEDED, wandb_sink
 from tests.wandb_server import WandbServer
 

@@ -15,11 +15,11 @@ from llmtrain.engine.protocol import StepResult
 from llmtrain.model.layers import Attention
 from llmtrain.ops.attention.spec import AttentionSpec
 from llmtrain.parallel.place import Place
+from llmtrain.run.progress import Progress
 from llmtrain.train import attention_logits
 from llmtrain.train.attention_logits import AttentionLogits, largest_logit
 from llmtrain.train.feed import Copies, Feed
 from llmtrain.train.norms import layer_norms, layers_of
-from llmtrain.train.progress import Progress
 from llmtrain.train.ranks import RankWatch, gpu_load
 from tests.distributed.layouts import MODELS, SHAPE, Layout, native, zero
 from tests.distributed.rig import Rig, rig

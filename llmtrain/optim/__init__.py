@@ -1,0 +1,1 @@
+"""The update rules and the learning rate."""
