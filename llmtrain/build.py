@@ -156,6 +156,7 @@ def _build(
             **run.read_record(), **adapter_facts(config.model),
             **({} if preferences is None else preferences.facts),
         },
+        beat=lambda: world.beat.at(Phase.START),
     )  # fmt: skip
     stack.callback(checkpoints.close)
     limit = TimeLimit(
@@ -187,7 +188,7 @@ def _attempt(built: _Built) -> ExitReason:
     with ExitStack() as stack:
         _resume(config, built.run, world, progress, engine, checkpoints)
         if built.preferences is not None:
-            built.preferences.open(engine, checkpoints.restored, progress.step)
+            built.preferences.open(engine, checkpoints.restored, progress.step, checkpoints)
         copies = Copies(world.device)
         ahead = stack.enter_context(_batches(built, copies))
         batches = Feed(built.documents.asking(ahead), copies, world.beat)

@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,8 @@ META = "meta.json"
 _BLOCK_BYTES = 1 << 24
 _STEP = re.compile(r"step-(\d{9})")
 _ASIDE = ".tmp-"
-_DAMAGED = ".damaged-"
+DAMAGED = ".damaged-"
+"""Before the name of a checkpoint that is not used any more."""
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,18 @@ class Checkpoint:
     def step(self) -> int:
         """Steps done when it was written."""
         return int(self.meta["step"])
+
+
+class Tally:
+    """Bytes that a long work has gone through; others read them meanwhile."""
+
+    def __init__(self) -> None:
+        """Begin at 0."""
+        self.num_bytes = 0
+
+    def add(self, num_bytes: int) -> None:
+        """Count some more; calls that meet may lose one, which still moves."""
+        self.num_bytes += num_bytes
 
 
 def folder_name(step: int) -> str:
@@ -74,8 +87,13 @@ def aside_path(directory: Path, step: int, attempt: int = 0) -> Path:
 
 def clean(directory: Path) -> None:
     """Delete what was never committed and what was not deleted to the end."""
-    for left in directory.glob(f"{_ASIDE}*"):
+    for left in uncommitted(directory):
         shutil.rmtree(left, ignore_errors=True)
+
+
+def uncommitted(directory: Path) -> list[Path]:
+    """Folders of what was never committed, or is not yet, or is being deleted."""
+    return list(directory.glob(f"{_ASIDE}*"))
 
 
 def remove(path: Path) -> None:
@@ -86,12 +104,14 @@ def remove(path: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
 
 
-def digests(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Size and blake3 of the named files, several at a time."""
+def digests(
+    folder: Path, names: Iterable[str], tally: Tally | None = None
+) -> dict[str, dict[str, Any]]:
+    """Size and blake3 of the named files, several at a time; ``tally`` counts what is read."""
 
     def one(name: str) -> dict[str, Any]:
         path = folder / name
-        return {"bytes": path.stat().st_size, "blake3": _file_digest(path)}
+        return {"bytes": path.stat().st_size, "blake3": _file_digest(path, tally or Tally())}
 
     names = sorted(names)
     with ThreadPoolExecutor(max_workers=4) as pool:
@@ -156,22 +176,29 @@ def scan(directory: Path) -> list[tuple[int, Path]]:
     return sorted(((step, path) for step, path in named if step is not None), reverse=True)
 
 
-def newest_good(
-    directory: Path, *, move_damaged: bool = False, before_step: int | None = None
-) -> Checkpoint | None:
-    """Find the newest checkpoint whose files are all as written, and say which were passed over.
+def newest_good(directory: Path, *, move_damaged: bool = False) -> Checkpoint | None:
+    """Find the newest checkpoint whose files are all as written; see ``first_good``."""
+    paths = [path for _, path in scan(directory)]
+    return first_good(directory, paths, open_checkpoint, move_damaged=move_damaged)
 
-    Those of ``before_step`` and later are not looked at. ``move_damaged`` renames damaged ones to
-    ``.damaged-step-...``, so that they are met once.
-    Raises CheckpointError when there are checkpoints and none of them is whole.
+
+def first_good(
+    directory: Path,
+    paths: Sequence[Path],
+    check: Callable[[Path], Checkpoint],
+    *,
+    move_damaged: bool = False,
+) -> Checkpoint | None:
+    """Find the first of ``paths`` that ``check`` opens, and say which were passed over.
+
+    ``move_damaged`` renames those before it to ``.damaged-step-...``, so that they are met once.
+    Raises CheckpointError when none of them can be opened.
     """
     found: list[tuple[Path, str]] = []
     good = None
-    for step, path in scan(directory):
-        if before_step is not None and step >= before_step:
-            continue
+    for path in paths:
         try:
-            good = open_checkpoint(path)
+            good = check(path)
             break
         except CheckpointError as error:
             found.append((path, str(error)))
@@ -189,23 +216,39 @@ def newest_good(
     return good
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, tally: Tally | None = None) -> Checkpoint:
     """Check a checkpoint against its ``meta.json``; raises CheckpointError naming the bad file."""
+    opened = open_unread(path)
+    refuse(path, differing(opened, opened.meta["files"], tally))
+    return opened
+
+
+def open_unread(path: Path) -> Checkpoint:
+    """Check a checkpoint but for what its files hold; raises CheckpointError naming the bad one."""
     meta = read_meta(path)
-    files: dict[str, dict[str, Any]] = meta["files"]
-    for name, record in files.items():
+    for name, record in meta["files"].items():
         size = _size(path / name)
         if size != record["bytes"]:
             have = "is missing" if size is None else f"has {size:,} bytes"
             raise CheckpointError(
                 f"{path.name} is damaged: {name} {have}, expected {record['bytes']:,} bytes"
             )
-    for name, record in digests(path, files).items():
-        if record["blake3"] != files[name]["blake3"]:
-            raise CheckpointError(
-                f"{path.name} is damaged: {name} does not match its checksum in {META}"
-            )
     return Checkpoint(path, meta)
+
+
+def differing(opened: Checkpoint, names: Iterable[str], tally: Tally | None = None) -> list[str]:
+    """Those of the named files that do not match their checksum."""
+    files = opened.meta["files"]
+    found = digests(opened.path, names, tally)
+    return [name for name, record in found.items() if record["blake3"] != files[name]["blake3"]]
+
+
+def refuse(path: Path, names: Sequence[str]) -> None:
+    """Raise CheckpointError where there are files that do not match their checksum."""
+    if names:
+        raise CheckpointError(
+            f"{path.name} is damaged: {names[0]} does not match its checksum in {META}"
+        )
 
 
 def locate(path: Path) -> Checkpoint:
@@ -224,7 +267,7 @@ def locate(path: Path) -> Checkpoint:
 
 def set_aside(path: Path) -> None:
     """Rename a checkpoint that is damaged or replaced, so that no scan meets it again."""
-    target = path.with_name(f"{_DAMAGED}{path.name}")
+    target = path.with_name(f"{DAMAGED}{path.name}")
     shutil.rmtree(target, ignore_errors=True)
     path.rename(target)
 
@@ -232,17 +275,24 @@ def set_aside(path: Path) -> None:
 def read_meta(path: Path) -> dict[str, Any]:
     """Read ``meta.json`` without its own digest; raises CheckpointError where that is another."""
     try:
-        meta = json.loads((path / META).read_bytes())
+        content = (path / META).read_bytes()
     except FileNotFoundError as error:
         raise CheckpointError(f"{path.name} is damaged: it has no {META}") from error
+    return parse_meta(content, path.name)
+
+
+def parse_meta(content: bytes, name: str) -> dict[str, Any]:
+    """Understand the ``meta.json`` of the checkpoint ``name``; raises CheckpointError."""
+    try:
+        meta = json.loads(content)
     except ValueError as error:
-        raise CheckpointError(f"{path.name} is damaged: {META} is not JSON") from error
+        raise CheckpointError(f"{name} is damaged: {META} is not JSON") from error
     digest = meta.pop("meta_blake3", None) if isinstance(meta, dict) else None
     if digest is None or digest != _meta_digest(meta):
-        raise CheckpointError(f"{path.name} is damaged: {META} does not match its own checksum")
+        raise CheckpointError(f"{name} is damaged: {META} does not match its own checksum")
     if meta["format"] > FORMAT:
         raise CheckpointError(
-            f"{path.name} has format {meta['format']}, this llmtrain reads up to {FORMAT}; "
+            f"{name} has format {meta['format']}, this llmtrain reads up to {FORMAT}; "
             "read it with the version that wrote it"
         )
     return dict(meta)
@@ -260,10 +310,11 @@ def _meta_digest(meta: Mapping[str, Any]) -> str:
     return blake3(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
-def _file_digest(path: Path) -> str:
+def _file_digest(path: Path, tally: Tally) -> str:
     """Hash a file in blocks: mapped whole, it would count as memory of this process."""
     digest, block = blake3(max_threads=blake3.AUTO), memoryview(bytearray(_BLOCK_BYTES))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(block):
             digest.update(block[:count])
+            tally.add(count)
     return digest.hexdigest()

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from llmtrain.checkpoint import archive, room
+from llmtrain.checkpoint.history import History
 from llmtrain.checkpoint.memory_copies import MemoryCopies
 from llmtrain.checkpoint.mirror import Mirror
 from llmtrain.checkpoint.objects import (
@@ -36,12 +37,11 @@ from llmtrain.checkpoint.objects import (
 )
 from llmtrain.checkpoint.restore import Stateful, check_facts, load_into
 from llmtrain.checkpoint.resume import Find
-from llmtrain.checkpoint.retention import Keep, retire
+from llmtrain.checkpoint.retention import LINE, Keep, retire
 from llmtrain.checkpoint.saving import Digests, Save
 from llmtrain.checkpoint.snapshot import Snapshot
 from llmtrain.checkpoint.writer import Writer
 from llmtrain.config.training import CheckpointConfig
-from llmtrain.errors import CheckpointError
 from llmtrain.run.journal import RunJournal
 from llmtrain.run.progress import Progress
 
@@ -64,12 +64,14 @@ class Checkpoints:
         journal: RunJournal | None = None,
         carried: Callable[[], Mapping[str, Any]] = dict,
         node: str | None = None,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         """Keep checkpoints of ``engine`` in ``directory``.
 
         ``facts`` (see facts.py) must be the same for a run to go on, or ``journal`` must accept
         what changed; ``carried`` is asked at every save on the first rank for what readers want to
-        find, as the W&B id. ``node`` names this machine, null is its host name.
+        find, as the W&B id. ``node`` names this machine, null is its host name; ``beat`` is called
+        while a long search goes on.
         """
         self._directory = directory
         self._config = config
@@ -77,14 +79,15 @@ class Checkpoints:
         self._facts = dict(facts)
         self._journal = journal
         self._carried = carried
-        self._mirror = Mirror.of(config) if config.mirror and rank() == 0 else None
+        self._mirror = Mirror.of(config, directory) if rank() == 0 else None
+        self._history = History(directory, self._mirror)
         self._writer = Writer(engine, directory, asynchronous=config.asynchronous)
         self._copies = (
             MemoryCopies(directory, config, node or socket.gethostname())
             if config.memory_every_steps
             else None
         )
-        self._find = Find(directory, self._copies, self._mirror)
+        self._find = Find(directory, self._copies, self._mirror, beat)
         self._save: Save | None = None
         self._kept: Save | None = None
         self._saves = 0
@@ -211,10 +214,12 @@ class Checkpoints:
         if self._copies is not None and (found is None or not found.in_memory):
             self._copies.forget()
         if found is None:
+            self._history.resume(None, on_disk=False)
             return False
         restored = found.checkpoint
         check_facts(restored, self._facts, self._journal)
         load_into(self._engine, found.folder)
+        self._history.resume(restored, on_disk=not found.in_memory)
         self.restored = restored
         progress.step = self._asked_step = restored.step
         if self._copies is not None and found.in_memory:
@@ -231,41 +236,36 @@ class Checkpoints:
         None where there is none. Raises CheckpointError on every rank alike.
         """
         self._settle()
-        return from_first_rank(
-            lambda: archive.newest_good(self._directory, move_damaged=True, before_step=step)
-        )
+        return self._find.before(step)
 
     def go_back(self, to: archive.Checkpoint, **fields: Any) -> None:
-        """Make ``to`` the newest, and change ``fields`` of what it says of itself.
+        """Make ``to`` the newest, here and on the mirror, with other ``fields`` in its meta.json.
 
         The tensors are not touched; ``restore`` loads them. Raises CheckpointError on every rank.
         """
-
-        def change() -> None:
-            try:
-                for step, path in archive.scan(self._directory):
-                    if step > to.step:
-                        archive.remove(path)
-                archive.amend(to.path, **fields)
-            except OSError as error:
-                raise CheckpointError(f"{to.path} cannot be written to: {error}") from error
-            if self._mirror is not None:
-                self._mirror.start(to.path)
-
         self._forget_copies()
-        from_first_rank(change)
+        self._history.go_back(to, **fields)
 
     def distrust(self, after: int) -> None:
-        """Set aside the checkpoints of more than ``after`` steps: what they hold may be wrong."""
+        """Set aside the checkpoints of more than ``after`` steps: what they hold may be wrong.
+
+        Raises CheckpointError on every rank.
+        """
         self._settle()
         self._forget_copies()
+        self._history.distrust(after)
 
-        def change() -> None:
-            for step, path in archive.scan(self._directory):
-                if step > after:
-                    archive.set_aside(path)
+    def keep_beside(self, path: Path) -> None:
+        """Have the mirror hold a file of the run's folder, which checkpoints cannot do without."""
+        if self._mirror is not None:
+            self._mirror.keep_beside(path)
 
-        from_first_rank(change)
+    def bring_beside(self, path: Path, digest: str) -> bool:
+        """Fetch such a file from the mirror; whether that had it. Called on the first rank alone.
+
+        Raises CheckpointError where the mirror cannot be read.
+        """
+        return self._mirror is not None and self._mirror.bring_beside(path, digest)
 
     def _due_on_disk(self, progress: Progress) -> bool:
         return progress.finished or progress.step % self._config.every_steps == 0
@@ -328,6 +328,7 @@ class Checkpoints:
             "guard": dict(self.guard()),
             "carried": dict(self._carried()) if rank() == 0 else {},
             "scores": dict(self.scores(progress.step)),
+            LINE: self._history.line,
             "world_size": world_size(),
             "torch": torch.__version__,
         }

@@ -1,19 +1,22 @@
 """What a run goes on from: the newest good state, in the memory of the nodes or on disk.
 
 Invariant: of the same step memory comes first, which is read faster; what is damaged is passed over
-for the next older one of either kind.
+for the next older one of either kind. The ranks share the reading that a check takes, and no
+collective lasts as long as that or as what comes from the mirror.
 
-    find = Find(run.checkpoints, copies, mirror)
+    find = Find(run.checkpoints, copies, mirror, beat)
     found = find.newest(engine)            # every rank calls it; None where there is nothing
 """
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmtrain.checkpoint import archive
 from llmtrain.checkpoint.memory_copies import MARK_FILE, MemoryCopies
 from llmtrain.checkpoint.mirror import Mirror
-from llmtrain.checkpoint.objects import from_first_rank
+from llmtrain.checkpoint.objects import from_first_rank, rank, share, together, world_size
 from llmtrain.checkpoint.restore import Stateful, check_schema, files_to_read
 from llmtrain.engine.portion import opened
 from llmtrain.errors import CheckpointError
@@ -41,6 +44,8 @@ class Find:
     """The copies in memory."""
     mirror: Mirror | None
     """Asked where nothing is on disk."""
+    beat: Callable[[], None] = lambda: None
+    """Called while something long moves."""
 
     def newest(self, engine: Stateful) -> Found | None:
         """Find what to load into ``engine``; every rank calls it.
@@ -54,7 +59,7 @@ class Find:
         if (kept := self._in_memory(engine, on_disk)) is not None:
             return kept
         try:
-            found = from_first_rank(self._on_disk)
+            found = self._on_disk()
         except CheckpointError:
             if (kept := self._in_memory(engine, 0)) is None:
                 raise
@@ -83,8 +88,65 @@ class Find:
             (self.directory / MARK_FILE).unlink(missing_ok=True)
         return max((step for step, _ in archive.scan(self.directory)), default=-1)
 
+    def before(self, step: int) -> archive.Checkpoint | None:
+        """Find the newest good one on disk of fewer than ``step`` steps; every rank calls it.
+
+        None where there is none. Raises CheckpointError on every rank alike.
+        """
+        found = from_first_rank(lambda: archive.scan(self.directory))
+        return self._good([path for number, path in found if number < step])
+
     def _on_disk(self) -> archive.Checkpoint | None:
-        found = archive.newest_good(self.directory, move_damaged=True)
-        if found is None and self.mirror is not None:
-            return self.mirror.fetch(self.directory)
+        found = self._good(
+            [path for _, path in from_first_rank(lambda: archive.scan(self.directory))]
+        )
+        if found is None and share(self.mirror is not None):
+            return self._fetched()
         return found
+
+    def _good(self, paths: list[Path]) -> archive.Checkpoint | None:
+        return archive.first_good(self.directory, paths, self._checked, move_damaged=rank() == 0)
+
+    def _checked(self, path: Path) -> archive.Checkpoint:
+        """Open a checkpoint; each rank reads a part of the files, the first what is in doubt."""
+        opened = from_first_rank(lambda: archive.open_unread(path))
+        mine = sorted(opened.meta["files"])[rank() :: world_size()]
+        tally = archive.Tally()
+
+        def doubtful() -> list[str]:
+            try:
+                return archive.differing(opened, mine, tally)
+            except OSError:
+                return mine
+
+        def bad() -> list[str]:
+            return archive.differing(opened, doubted, tally) if rank() == 0 else []
+
+        def moved() -> int:
+            return tally.num_bytes
+
+        doubted = sorted(name for part in together(doubtful, moved, self.beat) for name in part)
+        if doubted:
+            archive.refuse(path, together(bad, moved, self.beat)[0])
+        return opened
+
+    def _fetched(self) -> archive.Checkpoint | None:
+        """Bring one from the mirror, on the first rank."""
+        mirror, tally = self.mirror, archive.Tally()
+
+        def fetch() -> archive.Checkpoint | None:
+            return None if mirror is None else mirror.fetch(self.directory, tally)
+
+        def moved() -> int:
+            return tally.num_bytes + (0 if mirror is None else _arriving_bytes(self.directory))
+
+        return together(fetch, moved, self.beat)[0]
+
+
+def _arriving_bytes(directory: Path) -> int:
+    """Bytes of what is not committed yet."""
+    total = 0
+    for path in archive.uncommitted(directory):
+        with suppress(FileNotFoundError):  # it may be given its name at any time
+            total += sum(file.stat().st_size for file in path.iterdir())
+    return total

@@ -1,18 +1,25 @@
 """Which checkpoints stay: the newest, every n-th step, the best by held-out loss.
 
+A run that goes back, or trusts what it has saved no longer, begins another line of history: a
+line is the steps it has gone back to so far, in order, and every checkpoint keeps that of its time.
+
 Invariant: the newest whole one always stays, and what is deleted vanishes before its files do.
 
     keep = Keep.of(config.checkpoint)
     retire(folder, keep, up_to_step=1000)
+    undone(20, [], by=[15])                # True: it was saved before the run went back to 15
 """
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmtrain.checkpoint import archive
 from llmtrain.config.training import CheckpointConfig
+
+LINE = "line"
+"""What ``meta.json`` calls the line of a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +67,21 @@ def retire(directory: Path, keep: Keep, up_to_step: int, busy: Collection[Path] 
     for step in found.keys() - keep.kept(found, scores):
         if found[step] not in busy:
             archive.remove(found[step])
+
+
+def undone(step: int, line: Sequence[int], by: Sequence[int]) -> bool:
+    """Whether the checkpoint of ``step`` and ``line`` is undone in the history of line ``by``.
+
+    A line that is no beginning of the other is of another run, of which nothing is known here.
+    """
+    later = by[len(line) :]
+    return bool(later) and list(by[: len(line)]) == list(line) and step > min(later)
+
+
+def current(lines: Mapping[int, Sequence[int]]) -> set[int]:
+    """Those of the steps, each with its line, that none of the others has undone."""
+    known = {tuple(line) for line in lines.values()}
+    return {step for step, line in lines.items() if not any(undone(step, line, o) for o in known)}
 
 
 def _score(path: Path, metric: str) -> float | None:

@@ -9,6 +9,7 @@ Invariant: while ranks move nothing is written, and one name is looked up ten ti
     nodes.exchange(sights)          # with what the other machines tell; None until all have told
     nodes.decide(folder, ends=True) # on the machine of rank 0
     nodes.decided()                 # on the others
+    nodes.meet()                    # once the evidence is kept: a rank that ends takes others along
 """
 
 import json
@@ -25,6 +26,7 @@ from llmtrain.hang.verdict import Sight
 
 _ANSWER_S = 3.0
 """Beside a fifth of the deadline: how long a machine may tell nothing while others stand."""
+_MEET_S = 10.0
 
 
 class Nodes:
@@ -97,6 +99,17 @@ class Nodes:
         """What the machine of rank 0 decided, where it has."""
         told = _read(self._job.shared / "decided.json")
         return None if told is None else (Path(told["folder"]), bool(told["ends"]))
+
+    def meet(self) -> None:
+        """Wait until all machines have kept their evidence; not for long, one may be gone."""
+        deadline = time.monotonic() + _MEET_S
+        with suppress(OSError):
+            (self._job.shared / f"kept-{self._job.first_rank:06d}").touch()
+        while time.monotonic() < deadline and self._count("kept-*") < self._count("machine-*.json"):
+            time.sleep(0.05)
+
+    def _count(self, pattern: str) -> int:
+        return len(list(self._job.shared.glob(pattern)))
 
     def _publish(self, sights: list[Sight]) -> None:
         self._number += 1

@@ -111,7 +111,7 @@ class Supervisor:
             self._nodes.decide(folder, ends)
         self._keep(folder, beats, sights)
         if ends:
-            _end(beats)
+            self._end(beats)
         return ends
 
     def _follow(self, nodes: Nodes, beats: list[Beat], sights: list[Sight]) -> bool:
@@ -123,7 +123,7 @@ class Supervisor:
         folder, ends = decided
         self._keep(folder, beats, sights)
         if ends:
-            _end(beats)
+            self._end(beats)
         return ends
 
     def _beats(self) -> list[Beat]:
@@ -177,13 +177,14 @@ class Supervisor:
             time.sleep(0.05)
         report.move_records(self._job.beats, folder, living)
 
-
-def _end(beats: list[Beat]) -> None:
-    """End the ranks of this machine; whoever started them sees it and starts them again."""
-    for beat in beats:
-        if process_state(beat.pid, beat.started) not in "XZ":
-            with suppress(ProcessLookupError):
-                os.kill(beat.pid, signal.SIGKILL)
+    def _end(self, beats: list[Beat]) -> None:
+        """End the ranks of this machine; whoever started them sees it and starts them again."""
+        if self._nodes is not None:
+            self._nodes.meet()
+        for beat in beats:
+            if process_state(beat.pid, beat.started) not in "XZ":
+                with suppress(ProcessLookupError):
+                    os.kill(beat.pid, signal.SIGKILL)
 
 
 def _closed_within(seconds: float) -> bool:

@@ -2,13 +2,14 @@
 
 Before the first step the run's own engine scores every pair of its stores, forward only, on the
 run's own layout; no second model is held, then or later. The log-probabilities are kept in
-RUN/reference, a file a store, and every checkpoint names the digests of these files.
+RUN/reference, a file a store, and every checkpoint names the digests of these files. A mirror of
+the checkpoints has them too.
 
 Invariant: a run that goes on reads them; from weights that were trained they are never made.
 
     preferences = Preferences(config, plan, world, run.path / "reference", observe)
     engine = engine_of(config, world, num_sources, preferences.observe)
-    preferences.open(engine, checkpoints.restored, progress.step)   # the pairs have theirs
+    preferences.open(engine, checkpoints.restored, progress.step, checkpoints)   # pairs have theirs
 """
 
 import io
@@ -27,6 +28,7 @@ import torch
 from torch import Tensor
 
 from llmtrain.checkpoint.archive import Checkpoint
+from llmtrain.checkpoint.checkpoints import Checkpoints
 from llmtrain.checkpoint.objects import from_first_rank
 from llmtrain.config.parallel import microbatches_per_rank
 from llmtrain.config.run import RunConfig
@@ -79,6 +81,7 @@ class Preferences:
         if self._validation:
             self.held_out = self._batches(self._validation, config.evaluation.windows_per_source)
         self._digests: dict[str, str] = {}
+        self._mirrored = False
 
     @property
     def facts(self) -> dict[str, dict[str, str]]:
@@ -95,8 +98,16 @@ class Preferences:
         elif self._world.tp_rank == 0:
             self._seen.append((losses.detach(), batch))
 
-    def open(self, engine: Evaluator, restored: Checkpoint | None, step: int) -> None:
+    def open(
+        self,
+        engine: Evaluator,
+        restored: Checkpoint | None,
+        step: int,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
         """Give every pair its reference; every rank calls it after the weights are there.
+
+        The mirror of ``checkpoints`` gets the files, and gives those that are not here.
 
         Raises:
             CheckpointError: on every rank, where the run goes on from ``restored`` and a file is
@@ -110,7 +121,7 @@ class Preferences:
             if one.reference is not None:  # a rollback
                 continue
             if fingerprint in known:
-                self._read(fingerprint, one, known[fingerprint])
+                self._read(fingerprint, one, known[fingerprint], checkpoints)
             elif step == 0:
                 missing.append(one)
             else:
@@ -122,11 +133,19 @@ class Preferences:
             self._make(missing, engine)
         for one in (*self.sources, *self._validation.values()):
             one.reference = stores[one.store.fingerprint].reference
+        if checkpoints is not None and not self._mirrored:
+            self._mirrored = True
+            for fingerprint in stores:
+                checkpoints.keep_beside(self._path(fingerprint))
 
-    def _read(self, fingerprint: str, pairs: PairStore, digest: str) -> None:
+    def _read(
+        self, fingerprint: str, pairs: PairStore, digest: str, checkpoints: Checkpoints | None
+    ) -> None:
         path = self._path(fingerprint)
 
         def scores() -> FloatArray:
+            if not path.exists() and checkpoints is not None:
+                checkpoints.bring_beside(path, digest)
             if not path.exists():
                 raise CheckpointError(
                     f"{path} is missing: it holds what the weights this run began with say of "

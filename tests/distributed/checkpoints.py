@@ -1,6 +1,7 @@
 """Bodies that ranks run in the tests of checkpoints."""
 
 import resource
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmtrain.checkpoint import archive, objects
 from llmtrain.checkpoint.checkpoints import Checkpoints
+from llmtrain.checkpoint.mirror_folder import MirrorFolder
 from llmtrain.checkpoint.staging import Staging
 from llmtrain.config.engine import EngineConfig
 from llmtrain.config.parallel import ParallelConfig
@@ -137,3 +140,105 @@ def restored_values(place: Place, folder: str) -> tuple[int, set[float], list[st
         checkpoints.restore(progress := Progress(num_steps=10**9, steps=StepSchedule(8, 8)))
         values = {value for t in part.tensors.values() for value in t.unique().tolist()}
     return progress.step, values, sorted(path.name for path in Path(folder).glob(".*"))
+
+
+TIMEOUT_S = 3.0
+HASH, BRING = archive._file_digest, MirrorFolder.get
+
+
+def hash_slowly(path: Path, tally: archive.Tally) -> str:
+    """Read for longer than a collective may last, and show that it goes on."""
+    for _ in range(25):
+        time.sleep(0.2)
+        tally.add(1)
+    return HASH(path, tally)
+
+
+def bring_slowly(self: MirrorFolder, step: int, aside: Path) -> None:
+    for number in range(25):
+        time.sleep(0.2)
+        (aside / "arriving").write_bytes(bytes(number))
+    (aside / "arriving").unlink()
+    BRING(self, step, aside)
+
+
+def find_slowly(place: Place, folder: str, mirror: str) -> tuple[int, int, list[int]]:
+    """Check a checkpoint, then fetch it, each longer than collectives may last; steps and beats."""
+    parallel = ParallelConfig(dp_replicate=place.world_size)
+    config = CheckpointConfig(mirror=mirror, asynchronous=False)
+    with World(parallel, EngineConfig(timeout_s=TIMEOUT_S), place):
+        part, steps = Part(place.rank, value=1.0), StepSchedule(8, 8)
+        progress = Progress(num_steps=100, steps=steps, step=3)
+        beats: list[float] = []
+
+        def restored(config: CheckpointConfig) -> int:
+            progress = Progress(num_steps=100, steps=steps)
+            Checkpoints(
+                Path(folder), config, part, facts={}, beat=lambda: beats.append(time.monotonic())
+            ).restore(progress)
+            return progress.step
+
+        saver = Checkpoints(Path(folder), config, part, facts={})
+        saver.save(progress)
+        saver.wait_for_mirror()
+        archive._file_digest = hash_slowly
+        try:
+            checked = restored(CheckpointConfig())
+        finally:
+            archive._file_digest = HASH
+        objects.gather(None)
+        if place.rank == 0:
+            shutil.rmtree(folder)
+        objects.gather(None)
+        MirrorFolder.get = bring_slowly  # type: ignore[method-assign]
+        try:
+            fetched = restored(config)
+        finally:
+            MirrorFolder.get = BRING  # type: ignore[method-assign]
+    return checked, fetched, len(beats)
+
+
+def hash_own_part(place: Place, folder: str) -> tuple[int, int]:
+    """Bytes this rank reads to check a checkpoint, and those of the checkpoint."""
+    parallel = ParallelConfig(dp_replicate=place.world_size)
+    read = []
+
+    def count(path: Path, tally: archive.Tally) -> str:
+        read.append(path.stat().st_size)
+        return HASH(path, tally)
+
+    with World(parallel, EngineConfig(timeout_s=30.0), place):
+        part = Part(place.rank, value=1.0)
+        progress = Progress(num_steps=100, steps=StepSchedule(8, 8), step=3)
+        checkpoints = make(folder, part)
+        checkpoints.save(progress)
+        assert checkpoints.wait()
+        archive._file_digest = count
+        try:
+            assert make(folder, part).restore(progress)
+        finally:
+            archive._file_digest = HASH
+        opened = archive.open_unread(Path(folder) / archive.folder_name(3))
+    return sum(read), sum(record["bytes"] for record in opened.meta["files"].values())
+
+
+def stand_still(place: Place) -> str:
+    """Wait for work of another rank that does not move, or fails; what this rank is told."""
+    parallel = ParallelConfig(dp_replicate=place.world_size)
+    said = []
+    with World(parallel, EngineConfig(timeout_s=30.0), place):
+        objects.STILL_S, before = 2.0, objects.STILL_S
+        try:
+            for work in (lambda: time.sleep(8.0), _fail):
+                alone = work if place.rank == 1 else lambda: None
+                try:
+                    objects.together(alone, lambda: 0, lambda: None)
+                except (OSError, RuntimeError) as error:
+                    said.append(f"{type(error).__name__}: {error}")
+        finally:
+            objects.STILL_S = before
+    return "; ".join(said)
+
+
+def _fail() -> None:
+    raise PermissionError("not yours")

@@ -10,11 +10,14 @@ import pytest
 from llmtrain.checkpoint import archive
 from llmtrain.checkpoint.restore import load_model_weights
 from tests.distributed.checkpoints import (
+    find_slowly,
     full_disk_on_one_rank,
+    hash_own_part,
     restore_damaged,
     restored_values,
     resume_while_training,
     save_for_ever,
+    stand_still,
 )
 from tests.distributed.layouts import LAYOUTS, SINGLE
 from tests.world import RankError, RankPool
@@ -101,3 +104,25 @@ def test_killed_at_any_moment_of_a_save_only_whole_checkpoints_are_left(
                 assert hidden == []
             assert max(left) > reached
             reached = max(left)
+
+
+def test_a_long_check_and_a_long_fetch_are_no_hang(ranks: RankPool, tmp_path: Path) -> None:
+    """Each takes five seconds, where collectives may last three."""
+    mirror = f"file://{tmp_path}/mirror"
+    for checked, fetched, beats in ranks.run(find_slowly, f"{tmp_path}/run", mirror, size=2):
+        assert (checked, fetched) == (3, 3)
+        assert beats >= 4
+
+
+def test_ranks_share_the_reading(ranks: RankPool, tmp_path: Path) -> None:
+    found = ranks.run(hash_own_part, str(tmp_path), size=2)
+    (first, whole), (second, _) = found
+    assert first + second == whole
+    assert max(first, second) < 0.7 * whole
+
+
+def test_work_that_does_not_move_or_fails_ends_on_every_rank(ranks: RankPool) -> None:
+    told = ranks.run(stand_still, size=2)
+    still = "TimeoutError: ranks [1] have read nothing for 2 s; look at the disk"
+    assert told[0] == f"{still}; RuntimeError: rank 1: PermissionError: not yours"
+    assert told[1] == f"{still}; PermissionError: not yours"

@@ -70,11 +70,15 @@ class Runs:
         return max((archive.step_of(path.parent.name) or 0 for path in found), default=0)
 
     def kill_after(self, name: str, step: int, hosts: tuple[str, ...] = ()) -> None:
-        """Kill all ranks once ``step`` or a later one is in memory, and an older one on disk."""
+        """Kill all ranks once each host has ``step`` or a later one, and the disk an older one."""
         command = self.start(name, "checkpoint.memory_every_steps=3", hosts=hosts)
-        command.until(lambda: 0 < self.kept(name) - max([step, *saved_steps(self.run(name))]) <= 12)
+
+        def kept() -> int:
+            return min(self.kept(name, host) for host in hosts or ("*",))
+
+        command.until(lambda: 0 < kept() - max([step, *saved_steps(self.run(name))]) <= 12)
         command.kill()
-        assert 0 < max(saved_steps(self.run(name))) < self.kept(name)
+        assert 0 < max(saved_steps(self.run(name))) < kept()
 
     def assert_as_straight(self, name: str) -> None:
         assert status(self.run(name)) == {"code": 0, "reason": "done", "step": LAST}

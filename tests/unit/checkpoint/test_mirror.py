@@ -2,15 +2,20 @@
 
 import json
 import logging
+import tempfile
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
+from blake3 import blake3
 
 from llmtrain.checkpoint import archive
 from llmtrain.checkpoint.mirror import Mirror
+from llmtrain.checkpoint.mirror_folder import MirrorFolder
 from llmtrain.checkpoint.retention import Keep
 from llmtrain.config.training import CheckpointConfig
 from llmtrain.errors import CheckpointError, ConfigError
@@ -25,15 +30,15 @@ def memory() -> Iterator[Any]:
     files.pseudo_dirs[:] = [""]
 
 
-def write(directory: Path, step: int, score: float = 0.0) -> Path:
+def write(directory: Path, step: int, score: float = 0.0, line: tuple[int, ...] = ()) -> Path:
     aside = archive.fresh_aside(directory, step)
     (aside / "data").write_bytes(b"weights of %d" % step)
-    about = {"step": step, "scores": {"validation_loss": score}}
+    about = {"step": step, "scores": {"validation_loss": score}, "line": list(line)}
     return archive.commit(aside, about, archive.digests(aside, ["data"]))
 
 
 def copies(mirror: Mirror) -> list[int]:
-    return sorted(mirror._folders())
+    return mirror._folder.steps()
 
 
 def put(mirror: Mirror, path: Path) -> None:
@@ -91,7 +96,7 @@ def test_a_mirror_that_fails_is_said_and_tried_again(
         put(mirror, write(tmp_path, 1))
     assert "has no copy of step-000000001 (the bucket is not yours)" in caplog.text
     put(mirror, write(tmp_path, 2))
-    assert mirror._steps() == [2]
+    assert list(mirror._folder.metas()) == [2]
 
 
 def test_a_run_on_a_new_disk_goes_on_from_the_mirror(tmp_path: Path) -> None:
@@ -122,3 +127,201 @@ def test_a_run_on_a_new_disk_goes_on_from_the_mirror(tmp_path: Path) -> None:
 def test_an_address_that_cannot_be_used_is_refused(url: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         Mirror(url, Keep(last=1))
+
+
+MIRROR = "memory://bucket/runs/one"
+
+
+class Run:
+    """Checkpoints of a run with a mirror, and the next machine it comes to."""
+
+    def __init__(self, here: Path, keep_last: int = 5) -> None:
+        self.config = CheckpointConfig(mirror=MIRROR, keep_last=keep_last, every_steps=5)
+        self.here = here
+        self.start()
+
+    def start(self) -> int:
+        """Start the process anew; the step it goes on from."""
+        self.checkpoints = make_with(self.here, State(1), self.config)
+        progress = at(0)
+        self.checkpoints.restore(progress)
+        return progress.step
+
+    def save(self, *steps: int) -> None:
+        for step in steps:
+            self.checkpoints.save(at(step))
+            assert self.checkpoints.wait()
+            self.settle()
+
+    def settle(self) -> None:
+        self.checkpoints.wait_for_mirror()
+
+    def back(self, step: int) -> None:
+        to = self.checkpoints.before(step + 1)
+        assert to is not None
+        assert to.step == step
+        self.checkpoints.go_back(to, journal={"left_out": step})
+
+    @property
+    def copies(self) -> list[int]:
+        return MirrorFolder(MIRROR).steps()
+
+    def fetched(self) -> archive.Checkpoint:
+        """What an empty machine begins with."""
+        with tempfile.TemporaryDirectory() as folder:
+            found = Mirror(MIRROR, Keep(last=1), Path(folder)).fetch(Path(folder))
+        assert found is not None
+        return found
+
+
+def unreachable(*_: object, **__: object) -> None:
+    raise ConnectionError("no route to the bucket")
+
+
+@contextmanager
+def cut_off(memory: Any, *calls: str) -> Iterator[None]:
+    """The store cannot be reached, or takes none of these calls."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in calls or ("ls", "cat_file", "put_file", "rm", "rm_file", "mv", "makedirs"):
+            patch.setattr(type(memory), name, unreachable)
+        yield
+
+
+def test_going_back_leaves_no_undone_step_there(tmp_path: Path, memory: Any) -> None:
+    run = Run(tmp_path)
+    run.save(5, 10, 15)
+    run.back(5)
+    run.settle()
+    assert run.copies == [5]
+    assert run.fetched().meta["journal"] == {"left_out": 5}
+    run.save(10)
+    assert run.copies == [5, 10]
+    assert run.fetched().meta["line"] == [5]
+
+
+def test_new_copies_stay_where_undone_ones_of_later_steps_cannot_be_deleted(
+    tmp_path: Path, memory: Any
+) -> None:
+    run = Run(tmp_path, keep_last=2)
+    run.save(5, 10, 15)
+    with cut_off(memory, "rm", "rm_file"):
+        run.back(10)
+        run.settle()
+        assert run.copies == [10, 15]
+        found = run.fetched()
+        assert (found.step, found.meta["journal"]) == (10, {"left_out": 10})
+        run.checkpoints.save(at(12))
+        assert run.checkpoints.wait()
+        run.settle()
+        assert run.fetched().step == 12
+    run.save(14)
+    assert run.copies == [12, 14]
+
+
+def test_a_store_out_of_reach_during_a_rollback_is_told_later(tmp_path: Path, memory: Any) -> None:
+    run = Run(tmp_path)
+    run.save(5, 10)
+    with cut_off(memory):
+        run.back(5)
+        run.settle()
+    assert run.copies == [5, 10]
+    assert run.start() == 5  # another process, on the same disk
+    run.settle()
+    assert run.copies == [5]
+    assert run.fetched().meta["journal"] == {"left_out": 5}
+    assert json.loads((tmp_path / "mirror.json").read_text()) == {}
+
+
+def test_killed_between_the_note_and_the_rollback_nothing_is_lost(
+    tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path)
+    run.save(5, 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(archive, "remove", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run.back(5)
+    assert run.start() == 10
+    run.settle()
+    assert run.fetched().step == 10
+    run.save(15)
+    assert run.fetched().step == 15
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_is_distrusted_is_set_aside_there_too(tmp_path: Path, memory: Any) -> None:
+    run = Run(tmp_path)
+    run.save(5, 10)
+    run.checkpoints.distrust(6)
+    run.settle()
+    assert run.copies == [5]
+    assert memory.exists("/bucket/runs/one/.damaged-step-000000010/meta.json")
+    assert run.start() == 5
+    run.save(10)
+    assert run.copies == [5, 10]
+    assert run.fetched().meta["line"] == [6]
+
+
+def test_where_everything_is_distrusted_an_unreachable_mirror_gives_none_of_it_back(
+    tmp_path: Path, memory: Any
+) -> None:
+    run = Run(tmp_path)
+    run.save(5, 10)
+    with cut_off(memory):
+        run.checkpoints.distrust(0)
+        run.settle()
+    assert run.start() == 0
+    run.settle()
+    assert run.copies == []
+    run.save(5)
+    assert run.copies == [5]
+    assert run.start() == 5
+
+
+def test_a_copy_under_way_of_an_undone_step_is_given_up(tmp_path: Path, memory: Any) -> None:
+    run = Run(tmp_path)
+    run.save(5)
+    put, begun, go_on = memory.put_file, threading.Event(), threading.Event()
+
+    def slowly(path: str, there: str) -> None:
+        begun.set()
+        assert go_on.wait(10)
+        put(path, there)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "put_file", slowly)
+        run.checkpoints.save(at(10))
+        assert run.checkpoints.wait()
+        assert begun.wait(10)
+        run.back(5)
+        go_on.set()
+        run.settle()
+    assert list(MirrorFolder(MIRROR).metas()) == [5]
+    assert run.fetched().meta["line"] == [5]
+
+
+def test_files_beside_the_checkpoints_are_there_before_them(tmp_path: Path, memory: Any) -> None:
+    scores = tmp_path / "old/reference/a.npy"
+    scores.parent.mkdir(parents=True)
+    scores.write_bytes(b"scores")
+    mirror = Mirror(MIRROR, Keep(last=1))
+    mirror.keep_beside(scores)
+    with cut_off(memory, "put_file"):
+        put(mirror, write(tmp_path / "old/checkpoints", 1))
+    put(mirror, write(tmp_path / "old/checkpoints", 2))
+    new, digest = tmp_path / "new/reference/a.npy", blake3(b"scores").hexdigest()
+    assert not mirror.bring_beside(new, blake3(b"others").hexdigest())
+    assert not new.exists()
+    assert mirror.bring_beside(new, digest)
+    assert new.read_bytes() == b"scores"
+
+
+def test_a_copy_is_read_once_when_it_comes_back(tmp_path: Path, memory: Any) -> None:
+    mirror, tally = Mirror(MIRROR, Keep(last=1)), archive.Tally()
+    path = write(tmp_path / "here", 1)
+    put(mirror, path)
+    assert mirror.fetch(tmp_path / "new", tally) is not None
+    assert tally.num_bytes == (path / "data").stat().st_size

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llmtrain.checkpoint import archive
-from llmtrain.checkpoint.retention import Keep, retire
+from llmtrain.checkpoint.retention import Keep, current, retire, undone
 
 
 def write(directory: Path, step: int, score: float | None = None) -> None:
@@ -58,3 +58,27 @@ def test_a_deleted_one_is_never_seen_in_part(
     monkeypatch.undo()
     archive.clean(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000002"]
+
+
+@pytest.mark.parametrize(
+    ("step", "line", "by", "is_undone"),
+    [
+        (20, [], [15], True),
+        (15, [], [15], False),
+        (20, [15], [15], False),
+        (20, [15], [15, 15], True),
+        (15, [15], [15, 10], True),
+        (20, [], [25, 10], True),
+        (20, [15], [], False),
+        (20, [12], [15, 10], False),
+    ],
+)
+def test_what_was_saved_before_a_run_went_back_further_is_undone(
+    step: int, line: list[int], by: list[int], is_undone: bool
+) -> None:
+    assert undone(step, line, by) == is_undone
+
+
+def test_the_newest_line_tells_which_are_current() -> None:
+    assert current({5: [], 15: [10], 20: [], 10: [10]}) == {5, 10, 15}
+    assert current({5: [3], 10: [4]}) == {5, 10}  # of two runs, neither known to undo the other
