@@ -7,8 +7,8 @@ on one ExitStack, and the failure path runs no collective.
 """
 
 import logging
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -201,7 +201,7 @@ def _attempt(built: _Built) -> ExitReason:
         keep_freed_memory(world.device)
         reason = loop.train(
             engine, batches_checked, progress=progress, schedule=schedule,
-            guard=guard, checkpoints=watch.saver, hooks=_hooks(built, watch, checks, stack),
+            guard=guard, checkpoints=watch.saver, hooks=_hooks(built, watch, guard, checks, stack),
         )  # fmt: skip
         return _settled(built, watch, guard, reason)
 
@@ -269,20 +269,28 @@ def _checked(built: _Built, watch: Watch, guard: Guard) -> tuple[loop.BatchSourc
 
 
 def _hooks(
-    built: _Built, watch: Watch, checks: list[loop.Hook], stack: ExitStack
+    built: _Built, watch: Watch, guard: Guard, checks: list[loop.Hook], stack: ExitStack
 ) -> list[loop.Hook]:
     """What is told of every step, in order."""
     config, world = built.config, built.world
+
+    @contextmanager
+    def pause() -> Iterator[Callable[[], bool]]:
+        with built.limit.paused():
+            yield guard.stop_requested
+
     hooks: list[loop.Hook] = [*watch.before, *checks]
     if built.held_out is not None:
         evaluation = Evaluation(
             built.engine, built.held_out, world.device,
-            every_steps=config.evaluation.every_steps or 1, report=watch.report,
+            every_steps=config.evaluation.every_steps or 1, report=watch.report, pause=pause,
         )  # fmt: skip
         hooks.append(evaluation)
         built.checkpoints.scores = evaluation.scores
     if config.evaluation.tasks:
-        hooks.append(TasksInTraining(config, built.run, world, built.engine, report=watch.report))
+        hooks.append(TasksInTraining(
+            config, built.run, world, built.engine, report=watch.report, pause=pause
+        ))  # fmt: skip
     collection = stack.enter_context(loop.GarbageCollection())
     hooks += [built.mixing, collection, built.documents, *watch.after]
     if config.monitor.profile_steps is not None:

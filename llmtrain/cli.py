@@ -55,6 +55,12 @@ options of every command:
   --config-dir DIR    more groups from DIR, for example DIR/experiment/mine.yaml
   --help, -h          this text, or that of one command
 """
+_STATUS = """\
+exit status:
+  0 done, or nothing left to do      1 a fault: the same command goes on from the newest checkpoint
+  2 wrong input, nothing was done    3 stopped on request, with a checkpoint: likewise
+  4 stopped for a person: RUN/status.json and docs/operations.md say what to do
+"""
 
 
 SPLITS: Mapping[type[Any], Callable[[list[str]], tuple[list[str], list[str]]]] = {
@@ -265,7 +271,7 @@ def help_text(name: str | None) -> str:
         lines = [f"  {n:<10}{c.help}" for n, c in COMMANDS.items()]
         return (
             "usage: llmtrain COMMAND [key=value ...] [options]\n\n"
-            "commands:\n" + "\n".join(lines) + f"\n\n{MAIN_OPTIONS}\n"
+            "commands:\n" + "\n".join(lines) + f"\n\n{MAIN_OPTIONS}\n{_STATUS}\n"
             "llmtrain COMMAND --help lists the groups of a command.\n"
         )
     command = COMMANDS[name]

@@ -239,12 +239,12 @@ def _start_problems(config: RunConfig, run: RunDirectory) -> Iterator[str]:
 
 
 def _tracker_problems(config: RunConfig) -> Iterator[str]:
-    """Weights & Biases or TensorBoard asked for by name, but not installed."""
+    """Weights & Biases or TensorBoard asked for by name, but not installed or not as named."""
     checks: list[Callable[[MonitorConfig], None]] = []
     if config.monitor.wandb in ("online", "offline"):
-        from llmtrain.train.tracker import check_installed
+        from llmtrain.train.tracker import check_tracker
 
-        checks.append(check_installed)
+        checks.append(check_tracker)
     if config.monitor.tensorboard:
         from llmtrain.train.tensorboard import check_tensorboard
 

@@ -12,8 +12,8 @@ import importlib.util
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
@@ -63,10 +63,18 @@ def require_harness(tasks: Sequence[str]) -> None:
         )
 
 
-def run_tasks(config: EvalConfig, run: TrainedRun, manager: Any) -> dict[str, Any] | None:
+def run_tasks(
+    config: EvalConfig,
+    run: TrainedRun,
+    manager: Any,
+    *,
+    between: Callable[[], None] = lambda: None,
+    moves: Callable[[], None] = lambda: None,
+) -> dict[str, Any] | None:
     """Evaluate on every rank that shares the model; returns the results where the harness does.
 
-    ``manager`` is what ``find_tasks`` found.
+    ``manager`` is what ``find_tasks`` found. ``between`` is called before every batch, on all ranks
+    alike, and may raise; ``moves`` for every new token of an answer.
 
     Raises:
         DataError: the data of a task cannot be had.
@@ -76,22 +84,40 @@ def run_tasks(config: EvalConfig, run: TrainedRun, manager: Any) -> dict[str, An
     from llmtrain.eval.harness_model import HarnessModel
 
     settings = config.harness
-    try:
+    model = HarnessModel(run, settings, between=between, moves=moves)
+    with _explained(config):
         found: dict[str, Any] | None = lm_eval.simple_evaluate(
-            model=HarnessModel(run, settings), tasks=list(config.tasks), task_manager=manager,
+            model=model, tasks=list(config.tasks), task_manager=manager,
             num_fewshot=settings.num_fewshot, limit=settings.limit, bootstrap_iters=1000,
             log_samples=settings.log_samples, apply_chat_template=settings.chat_template,
             system_instruction=settings.system, random_seed=settings.seed,
             numpy_random_seed=settings.seed, torch_random_seed=settings.seed,
             fewshot_random_seed=settings.seed,
         )  # fmt: skip
+    return found
+
+
+def load_data(config: EvalConfig, manager: Any) -> None:
+    """Load the data of the tasks once, so that the harness has it at hand later.
+
+    Raises:
+        DataError: the data of a task cannot be had.
+    """
+    with _explained(config):
+        manager.load(list(config.tasks))
+
+
+@contextmanager
+def _explained(config: EvalConfig) -> Iterator[None]:
+    """Say it in a sentence where data is not there."""
+    try:
+        yield
     except (FileNotFoundError, ConnectionError) as error:
         raise DataError(
             f"the data of tasks={list(config.tasks)} cannot be had: "
             f"{' '.join(str(error).split())}; look at dataset_path and data_files of the task, or "
             "download the data where there is a network"
         ) from error
-    return found
 
 
 def find_tasks(config: EvalConfig) -> Any:

@@ -12,7 +12,7 @@ lm_eval is imported with this module, which ``harness`` imports when tasks are t
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,10 +42,21 @@ _WITHOUT_EFFECT = {"num_beams": 1, "num_return_sequences": 1}
 class HarnessModel(TemplateLM):  # type: ignore[misc]
     """What the harness asks: log-likelihoods of texts, and answers."""
 
-    def __init__(self, run: TrainedRun, config: HarnessConfig) -> None:
-        """Score with the model of ``run``."""
+    def __init__(
+        self,
+        run: TrainedRun,
+        config: HarnessConfig,
+        *,
+        between: Callable[[], None] = lambda: None,
+        moves: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Score with the model of ``run``.
+
+        ``between`` is called before every batch, ``moves`` for every token of an answer.
+        """
         super().__init__()
         self._run, self._config = run, config
+        self._between, self._moves = between, moves
         self._encoder = run.prompts()
         self._quiet: bool | None = True if run.rank > 0 else None  # None: not on a terminal
         self._device = run.device
@@ -189,6 +200,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         texts = [TextStream(self._encoder.decode, stop=until) for _ in prompts]
 
         def watch(row: int, token: int) -> bool:
+            self._moves()
             texts[row].push(token)
             return texts[row].stopped
 
@@ -204,6 +216,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         size = self._config.batch_size
         starts: Iterable[int] = range(0, len(items), size)
         for start in tqdm(starts, desc=what, disable=self._quiet, leave=False):
+            self._between()
             yield items[start : start + size]
 
 

@@ -6,6 +6,8 @@ is exported or saved; the model is freed when the tasks are done.
 
 Invariant: training does not notice. The engine's tensors are read, every random state that tasks
 or the harness touch is put back, and caches of keys and values are those of the model made here.
+Tasks say that they move with every batch and token, so none is long enough to be taken for a hang;
+where the run is to stop they are left off before the next batch.
 
     hook = TasksInTraining(config, run, world, engine, report=metrics.add)   # on every rank
     hooks.append(hook)
@@ -29,6 +31,7 @@ from llmtrain.engine.protocol import StepResult
 from llmtrain.eval.harness import (
     find_tasks,
     keep_record,
+    load_data,
     numbers,
     require_harness,
     run_tasks,
@@ -42,11 +45,16 @@ from llmtrain.parallel.inference import SpreadTransformer, sharing_group
 from llmtrain.parallel.mesh import World
 from llmtrain.run.directory import RunDirectory
 from llmtrain.run.progress import Progress
+from llmtrain.train.evaluation import Pause, endless
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "harness"
 """Folder of the run that has the results of every evaluation."""
+
+
+class _LeftOffError(Exception):
+    """The run is to stop."""
 
 
 class Weights(Protocol):
@@ -68,14 +76,16 @@ class TasksInTraining:
         engine: Weights,
         *,
         report: Callable[[Mapping[str, Any], float], None] | None,
+        pause: Pause = endless,
     ) -> None:
         """Evaluate every ``evaluation.tasks_every_steps``; ``report`` takes fields and seconds.
 
         Raises:
             ConfigError: lm_eval is not installed, or knows no such task.
+            DataError: the data of a task cannot be had.
         """
         self._config, self._run, self._world, self._engine = config, run, world, engine
-        self._report = report
+        self._report, self._pause = report, pause
         self._every_steps = config.evaluation.tasks_every_steps or 1
         self._evaluation = EvalConfig(
             run=str(run.path), tasks=config.evaluation.tasks, harness=config.evaluation.harness
@@ -83,17 +93,24 @@ class TasksInTraining:
         require_harness(self._evaluation.tasks)
         with _untouched(self._world.device):
             self._tasks = find_tasks(self._evaluation)
+            load_data(self._evaluation, self._tasks)
 
     def after_step(self, progress: Progress, result: StepResult) -> None:
         """Evaluate where it is due."""
         if progress.step % self._every_steps and not progress.finished:
             return
         result.applied.item()  # the training steps before are not evaluation time
-        self._world.beat.at(Phase.EVALUATE)
         started = time.perf_counter()
-        with _untouched(self._world.device):
-            trained = self._trained(progress.step)
-            found = run_tasks(self._evaluation, trained, self._tasks)
+        try:
+            with self._pause() as stop:
+                found = self._evaluate(progress.step, stop)
+        except _LeftOffError:
+            logger.warning(
+                "step %d: tasks left off, the run stops or goes back; "
+                "`llmtrain eval run=%s tasks=[%s]` runs them on its newest checkpoint",
+                progress.step, self._run.path, ",".join(self._evaluation.tasks),
+            )  # fmt: skip
+            return
         if self._report is None or found is None:
             return
         keep_record(self._run.path / FOLDER / f"step-{progress.step:09d}", self._evaluation,
@@ -101,6 +118,22 @@ class TasksInTraining:
         flat = {k.removeprefix("harness/"): v for k, v in numbers(found["results"]).items()}
         logger.info("step %d: %s", progress.step, _line(flat))
         self._report({"harness": flat}, time.perf_counter() - started)
+
+    def _evaluate(self, step: int, stop: Callable[[], bool]) -> dict[str, Any] | None:
+        """Run the tasks; raises _LeftOffError where ``stop`` is true before a batch."""
+
+        def moves() -> None:
+            self._world.beat.at(Phase.EVALUATE)
+
+        def between() -> None:
+            moves()
+            if stop():
+                raise _LeftOffError
+
+        with _untouched(self._world.device):
+            between()
+            trained = self._trained(step)
+            return run_tasks(self._evaluation, trained, self._tasks, between=between, moves=moves)
 
     def _trained(self, step: int) -> TrainedRun:
         """Take the weights into a model for inference; collective."""

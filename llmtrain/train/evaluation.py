@@ -1,10 +1,14 @@
 """Held-out loss on the way: the same batches every time, per source.
 
-Evaluation(engine, batches, device, every_steps=100, report=metrics.add)
+It asks between batches whether the run is to stop, and is then left off: time is short.
+
+    Evaluation(engine, batches, device, every_steps=100, report=metrics.add)
 """
 
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +20,17 @@ from llmtrain.engine.protocol import StepResult
 from llmtrain.run.progress import Progress
 from llmtrain.train.metrics import per_source
 from llmtrain.train.preference_loss import held_out_fields
+
+logger = logging.getLogger(__name__)
+
+Pause = Callable[[], AbstractContextManager[Callable[[], bool]]]
+"""Context of an evaluation; gives what all ranks ask alike, whether it is to be left off."""
+
+
+@contextmanager
+def endless() -> Iterator[Callable[[], bool]]:
+    """Pause of an evaluation that always comes to its end."""
+    yield lambda: False
 
 
 class Evaluator(Protocol):
@@ -37,6 +52,7 @@ class Evaluation:
         *,
         every_steps: int,
         report: Callable[[Mapping[str, Any], float], None] | None,
+        pause: Pause = endless,
     ) -> None:
         """Evaluate every ``every_steps`` steps; ``report`` takes the fields and the seconds."""
         self._engine = engine
@@ -44,6 +60,7 @@ class Evaluation:
         self._device = device
         self._every_steps = every_steps
         self._report = report
+        self._pause = pause
         self._measured: tuple[int, dict[str, float]] = (-1, {})
 
     def scores(self, step: int) -> dict[str, float]:
@@ -57,18 +74,27 @@ class Evaluation:
             return
         result.applied.item()  # the training steps before are not evaluation time
         started = time.perf_counter()
-        fields = self.run()
+        with self._pause() as stop:
+            fields = self.run(stop)
+        if fields is None:
+            logger.warning(
+                "step %d: evaluation left off, the run stops or goes back", progress.step
+            )
+            return
         self._measured = (progress.step, _scores(fields))
         if self._report is not None:
             self._report(fields, time.perf_counter() - started)
 
-    def run(self) -> dict[str, Any]:
+    def run(self, stop: Callable[[], bool]) -> dict[str, Any] | None:
         """Evaluate now; gives ``validation_loss`` and ``validation_tokens`` by source.
 
-        Of preferences also ``validation_margin`` and ``validation_accuracy``.
+        Of preferences also ``validation_margin`` and ``validation_accuracy``. None where ``stop``
+        was true between two batches.
         """
         sums: dict[str, Tensor] = {}
         for batch in self._batches:
+            if stop():
+                return None
             for name, value in self._engine.eval_step(batch.to(self._device)).metrics.items():
                 sums[name] = sums[name] + value if name in sums else value
         lists = {name: value.tolist() for name, value in sums.items()}

@@ -53,13 +53,24 @@ _FLUSH_S = 2.0
 _NO_NUMBERS = ("step", "num_steps", "time")
 
 
-def check_installed(config: MonitorConfig) -> None:
-    """Raise ConfigError when wandb is asked for by name and is not installed."""
-    if config.wandb in ("online", "offline") and not _installed():
+def check_tracker(config: MonitorConfig) -> None:
+    """Raise ConfigError when wandb, asked for by name, is not installed or refuses the names."""
+    if config.wandb not in ("online", "offline"):
+        return
+    if not _installed():
         raise ConfigError(
             f"monitor.wandb={config.wandb} needs wandb, which is not installed; run {INSTALL} or "
             "use monitor.wandb=disabled"
         )
+    import wandb
+
+    try:
+        wandb.Settings(project=config.wandb_project, run_group=config.wandb_group)
+    except wandb.errors.UsageError as error:
+        raise ConfigError(
+            f"Weights & Biases refuses monitor.wandb_project={config.wandb_project} or "
+            f"monitor.wandb_group={config.wandb_group}: {error}; use another name"
+        ) from None
 
 
 def choose_mode(config: MonitorConfig) -> tuple[Mode, str]:
@@ -162,29 +173,19 @@ def wandb_sink(
 ) -> Iterator[Tracker | None]:
     """Open the W&B run whose id is in ``run.json`` (made at the first start); None where it is off.
 
-    An online run that cannot reach the server goes on offline, one whose record cannot be opened
-    without it; leaving the block takes ``FINISH_S`` at most. The run has a service process of its
+    An online run that cannot reach the server goes on offline, one whose record or service cannot
+    be opened without it; leaving the block takes ``FINISH_S`` at most. The run has a service of its
     own: that of a parent (a sweep agent) would hold the id of a killed start and refuse the next.
     """
     os.environ.pop("WANDB_SERVICE", None)  # noqa: TID251
-    mode, why = choose_mode(config)
-    if mode == "disabled":
-        logger.info("Weights & Biases: off (%s)", why)
-        yield None
-        return
-    record = run.record(wandb_id=_given_id() or secrets.token_hex(4))
+    opened = None
     try:
-        _set_aside(run.path / "wandb")
-        opened = _open(config, run, record, plain_config, mode)
-    except OSError as error:
-        logger.warning("Weights & Biases: off (%s)", error)
+        opened = _begin(config, run, plain_config)
+    except Exception as error:  # no report ends a run: wandb raises what it likes
+        logger.warning("Weights & Biases: off (%s: %s)", type(error).__name__, error)
+    if opened is None:
         yield None
         return
-    logger.info(
-        "Weights & Biases: run %s, %s (%s)%s",
-        record["wandb_id"], "offline" if opened.offline else "online", why,
-        f"; wandb sync {opened.dir.removesuffix('/files')} uploads it" if opened.offline else "",
-    )  # fmt: skip
     status = 1
     try:
         undone = [] if opened.offline else undone_steps(json_lines.read(run.events_jsonl))
@@ -192,6 +193,23 @@ def wandb_sink(
         status = 0
     finally:
         _finish(opened, status)
+
+
+def _begin(config: MonitorConfig, run: RunDirectory, plain_config: Mapping[str, Any]) -> Any:
+    """Open the W&B run and say which it is; None where none is wanted."""
+    mode, why = choose_mode(config)
+    if mode == "disabled":
+        logger.info("Weights & Biases: off (%s)", why)
+        return None
+    record = run.record(wandb_id=_given_id() or secrets.token_hex(4))
+    _set_aside(run.path / "wandb")
+    opened = _open(config, run, record, plain_config, mode)
+    logger.info(
+        "Weights & Biases: run %s, %s (%s)%s",
+        record["wandb_id"], "offline" if opened.offline else "online", why,
+        f"; wandb sync {opened.dir.removesuffix('/files')} uploads it" if opened.offline else "",
+    )  # fmt: skip
+    return opened
 
 
 def _finish(opened: Any, status: int) -> None:

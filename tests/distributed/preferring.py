@@ -80,7 +80,8 @@ def prefer(place: Place, config: RunConfig, folder: Path) -> Preferred:
         evaluation = Evaluation(
             engine, preferences.held_out, world.device, every_steps=1, report=None
         )
-        held_out = evaluation.run()
+        held_out = evaluation.run(lambda: False)
+        assert held_out is not None
         reference = preferences.sources[0].reference
         engine.close()
     assert reference is not None

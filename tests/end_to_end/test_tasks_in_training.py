@@ -10,7 +10,7 @@ import torch
 from llmtrain.checkpoint.weights import StoredWeights
 from llmtrain.cli import main
 from llmtrain.tokenizer.tokenizer import train
-from tests.end_to_end.commands import losses
+from tests.end_to_end.commands import losses, saved_steps
 from tests.end_to_end.test_huggingface import MODEL, SMALL, write_store
 from tests.unit.tokenizer.test_tokenizer import TEXTS
 
@@ -73,6 +73,47 @@ def test_training_does_not_notice(place: Path) -> None:
     assert (last["step"], last["results"]) == (10, alone)
 
 
+def test_a_stop_request_leaves_tasks_off_and_the_same_command_goes_on(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The signal comes while the task makes its questions, after step 6."""
+    capitals = (place / "tasks" / "capitals.yaml").read_text()
+    (place / "signal").mkdir()
+    (place / "signal" / "asking.yaml").write_text(
+        capitals.replace("task: capitals", "task: asking").replace(
+            'doc_to_text: "{{question}}"', "doc_to_text: !function asking.text"
+        )
+    )
+    (place / "signal" / "asking.py").write_text(
+        f"""
+import os, signal
+from pathlib import Path
+
+def text(row):
+    rows, asked = Path("{place}/stopped/metrics.jsonl"), Path("{place}/asked")
+    if rows.exists() and rows.stat().st_size and not asked.exists():
+        asked.touch()
+        os.kill(os.getpid(), signal.SIGTERM)
+    return row["question"]
+"""
+    )
+    tasks = (
+        "evaluation.tasks=[asking]", "evaluation.tasks_every_steps=6", "monitor.log_every_steps=2",
+        f"evaluation.harness.include_path={place}/signal", "evaluation.harness.limit=4",
+    )  # fmt: skip
+    assert main(words(place, "straight", "monitor.log_every_steps=2")) == 0
+    assert main(words(place, "stopped", *tasks)) == 3
+    assert (place / "asked").exists()
+    left = "step 6: tasks left off, the run stops or goes back; `llmtrain eval run="
+    assert left in " ".join(capfd.readouterr().err.split())
+    assert saved_steps(place / "stopped") == [6]
+    assert main(words(place, "stopped", *tasks)) == 0
+    assert losses(place / "stopped") == losses(place / "straight")
+    assert [path.name for path in (place / "stopped" / "harness").iterdir()] == [
+        "step-000000010.json"
+    ]
+
+
 def test_refusals(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,5 +124,12 @@ def test_refusals(
     assert "set both, or none of them" in refused("evaluation.tasks=[capitals]")
     wanted = ("evaluation.tasks=[capitals]", "evaluation.tasks_every_steps=4")
     assert "tasks are texts; set tokenizer.path" in refused(*wanted, "tokenizer.path=null")
+    lost = (place / "tasks" / "pages.yaml").read_text().replace("pages", "lost")
+    (place / "lost").mkdir()
+    (place / "lost" / "lost.yaml").write_text(lost)
+    wanted_lost = ("evaluation.tasks=[lost]", "evaluation.tasks_every_steps=4")
+    said = refused(*wanted_lost, f"evaluation.harness.include_path={place}/lost")
+    assert "the data of tasks=['lost'] cannot be had" in said
+    assert saved_steps(place / "refused") == []
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "run pip install 'lm-eval>=0.4.13'" in refused(*wanted)

@@ -6,6 +6,7 @@ than the model's window, and answers cut at stop strings.
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from llmtrain.cli import main
+from llmtrain.config.generate import EvalConfig, HarnessConfig
+from llmtrain.eval.harness import find_tasks, run_tasks
+from llmtrain.eval.trained import opened_run
 from tests.run_folder import make_run
 
 TASKS = Path(__file__).parent / "tasks"
@@ -85,6 +89,24 @@ def test_results_are_those_of_its_own_backend(
         for ((mine, likeliest),), ((other, same),) in zip(ours, row["resps"], strict=True):
             assert float(mine) == pytest.approx(float(other), rel=1e-6)
             assert str(likeliest) == str(same)
+
+
+def test_it_says_that_it_moves_with_every_batch_and_token(run: Path) -> None:
+    """Else a long evaluation during training would be taken for a hang."""
+    told: list[str] = []
+    settings = HarnessConfig(
+        include_path=str(run.parent / "tasks"), batch_size=3, log_samples=True
+    )  # fmt: skip
+    config = EvalConfig(run=str(run), tasks=("copies",), harness=settings)
+    with opened_run(config.run, None, tp=1) as opened:
+        found = run_tasks(
+            config, opened, find_tasks(config),
+            between=lambda: told.append("batch"), moves=lambda: told.append("token"),
+        )  # fmt: skip
+    assert found is not None
+    rows = found["samples"]["copies"]
+    assert told.count("batch") == math.ceil(len(rows) / 3)
+    assert told.count("token") >= len(rows)
 
 
 def test_a_task_that_is_not_there(

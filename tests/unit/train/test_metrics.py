@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,30 @@ def test_evaluation_scores_every_held_out_target_and_lands_in_the_row(tmp_path: 
         "validation_loss/code": 1.0,
         "validation_loss/web": 2.0,
     }
+
+
+def test_an_evaluation_is_left_off_when_the_run_is_to_stop(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stores = {"web": write_store(tmp_path / "web", [[5] * 40])}
+    batches = EvaluationBatches(stores, sequence_length=8, micro_batch_size=1)
+    answers = iter([False, True])
+
+    @contextmanager
+    def pause() -> Iterator[Callable[[], bool]]:
+        yield lambda: next(answers)
+
+    run = Rows(every_steps=100)
+    evaluation = Evaluation(
+        Evaluator(), batches, torch.device("cpu"), every_steps=1, report=run.metrics.add,
+        pause=pause,
+    )  # fmt: skip
+    run.progress.advance()
+    evaluation.after_step(run.progress, result((1.0, 1.0)))
+    run.metrics.after_step(run.progress, result((1.0, 1.0)))
+    assert evaluation.scores(1) == {}
+    assert run.rows == []
+    assert caplog.messages == ["step 1: evaluation left off, the run stops or goes back"]
 
 
 def test_the_time_of_an_evaluation_is_not_step_time() -> None:

@@ -160,9 +160,15 @@ def test_numbers_reach_weights_and_biases_by_flat_names() -> None:
 def test_wandb_asked_for_and_missing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracker, "_installed", lambda: False)
     with pytest.raises(ConfigError, match=r"run pip install 'wandb>=0\.31' or use monitor\.wandb"):
-        tracker.check_installed(MonitorConfig(wandb="online"))
-    tracker.check_installed(MonitorConfig(wandb="auto"))
-    tracker.check_installed(MonitorConfig(wandb="disabled"))
+        tracker.check_tracker(MonitorConfig(wandb="online"))
+    tracker.check_tracker(MonitorConfig(wandb="auto"))
+    tracker.check_tracker(MonitorConfig(wandb="disabled"))
+
+
+def test_a_name_that_wandb_refuses_is_wrong_input() -> None:
+    tracker.check_tracker(MonitorConfig(wandb="offline", wandb_project="mine"))
+    with pytest.raises(ConfigError, match=r"wandb_project=a/b .* cannot contain .* use another"):
+        tracker.check_tracker(MonitorConfig(wandb="offline", wandb_project="a/b"))
 
 
 def test_wandb_not_asked_for_and_missing_is_one_line(

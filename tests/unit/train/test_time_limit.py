@@ -45,6 +45,33 @@ def test_the_last_step_leaves_time_for_a_save(
     assert limit.reached()
 
 
+def test_a_pause_is_no_step_and_needs_no_time_left_for_it() -> None:
+    clock = Clock()
+    limit = TimeLimit(100.0, None, grace_s=20.0, save_s=lambda: 4.0, clock=clock)
+    asked = []
+    for _ in range(3):
+        assert not limit.reached()
+        clock.now += 2.0
+        with limit.paused():
+            for _ in range(11):
+                asked.append(limit.reached())
+                clock.now += 3.0
+    assert asked == [False] * 30 + [True] * 3  # 94 of 100 seconds are gone, a save may take 6
+    assert limit.why == (
+        "training.max_time_s leaves 4.0 s, less than 6.0 s for a save: saved and stopped"
+    )
+
+
+def test_a_step_after_a_pause_is_as_long_as_one_before() -> None:
+    clock = Clock()
+    limit = TimeLimit(100.0, None, grace_s=20.0, save_s=lambda: 4.0, clock=clock)
+    limit.reached()
+    clock.now += 2.0
+    with limit.paused():
+        clock.now += 50.0
+    assert steps_until_the_end(limit, clock, 2.0) == 21
+
+
 def test_without_a_limit_the_run_goes_on() -> None:
     clock = Clock()
     limit = TimeLimit(None, None, grace_s=20.0, save_s=lambda: 4.0, clock=clock)

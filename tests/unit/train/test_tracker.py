@@ -104,6 +104,21 @@ def test_online_a_rollback_adds_lines_that_the_attempt_tells_apart(
     assert [row["_step"] for row in history] == list(range(1, 13))
 
 
+def test_a_service_that_does_not_start_costs_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import wandb
+
+    wandb.teardown()  # else that of another test would serve
+    service = "wandb.sdk.lib.service.service_process.get_core_path"
+    monkeypatch.setattr(service, lambda: "/bin/false")
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    with wandb_sink(MonitorConfig(wandb="offline"), run, {}) as sink:
+        assert sink is None
+    assert "Weights & Biases: off (ServicePollForTokenError: " in caplog.text
+
+
 class FallsSilent(WandbServer):
     """A server that accepts connections and answers none of them while ``talks`` is not set."""
 
