@@ -8,20 +8,23 @@ and only scaled in the backward: no logits are recomputed.
     total, loss_T, lse_T = chunked_linear_cross_entropy(hidden_TD, weight_VD, targets_T, weights_T)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llmtrain.ops.wide import is_emulated
+from llmtrain.ops.wide import takes_fp32
 
 _CPU_LOGITS = 1 << 25
 """Logits that exist at one time on a CPU, at most: 128 MiB in fp32."""
 
 _CACHED_LOGITS = 1 << 19
 """Logits that all passes run over before the next ones, on a CPU: 2 MiB in fp32."""
+
+_PRODUCT_ROWS = 1 << 12
+"""Rows of the head's matrix that are taken at a time where a product needs another type."""
 
 _LEAST_CHUNK = 256
 """Tokens that this limit leaves: fewer would read the matrix of the head too often."""
@@ -119,7 +122,8 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
         options: _Options,
     ) -> tuple[Tensor, Tensor, Tensor]:
         compute = _compute_dtype(weight_VD)
-        weight = weight_VD.to(compute)
+        on_cpu = weight_VD.device.type == "cpu"
+        weight = weight_VD if on_cpu else weight_VD.to(compute)  # there in parts, to save memory
         count = _chunk_tokens(options.chunk_tokens, weight)
         loss_T, lse_T = torch.empty_like(scale_T), torch.empty_like(scale_T)
         grad_hidden = torch.empty_like(hidden_TD) if options.differentiate else None
@@ -128,13 +132,14 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
             if options.differentiate and weight_VD.requires_grad
             else None
         )
-        logits = weight.new_empty(min(count, hidden_TD.shape[0]), weight.shape[0])
+        size = min(count, hidden_TD.shape[0]), weight.shape[0]
+        logits = weight.new_empty(size, dtype=compute)
         with torch.autocast(weight.device.type, enabled=False):
             for start in range(0, max(1, hidden_TD.shape[0]), count):
                 part = slice(start, start + count)
                 chunk = hidden_TD[part].to(compute)
                 loss_T[part], lse_T[part], grad_logits = options.step(
-                    torch.mm(chunk, weight.T, out=logits[: chunk.shape[0]]),
+                    _logits(chunk, weight, logits[: chunk.shape[0]]),
                     targets_T[part],
                     options.partition,
                     options.z_loss_weight,
@@ -143,7 +148,7 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
                 if grad_hidden is None:
                     continue
                 scale = scale_T[part, None]
-                grad_hidden[part] = (grad_logits @ weight) * scale
+                grad_hidden[part] = _product(grad_logits, weight) * scale
                 if grad_weight is not None:
                     scaled = (chunk * scale).to(compute)
                     _add_product(grad_weight, grad_logits.T, scaled, keep=start > 0)
@@ -232,14 +237,39 @@ def _rows_step(
     return (log_denominator - at_target)[:, 0], lse[:, 0], gradient
 
 
+def _logits(chunk_TD: Tensor, weight_VD: Tensor, out_TV: Tensor) -> Tensor:
+    """Write the product with the head's matrix to ``out_TV``, in the type of ``chunk_TD``."""
+    for rows, weight in _rows_of(weight_VD, chunk_TD.dtype):
+        torch.mm(chunk_TD, weight.T, out=out_TV[:, rows])
+    return out_TV
+
+
+def _product(grad_TV: Tensor, weight_VD: Tensor) -> Tensor:
+    """Multiply with the head's matrix [V, D], in the type of ``grad_TV``."""
+    if grad_TV.dtype == weight_VD.dtype:
+        return grad_TV @ weight_VD
+    total = grad_TV.new_zeros(grad_TV.shape[0], weight_VD.shape[1])
+    for rows, weight in _rows_of(weight_VD, grad_TV.dtype):
+        total.addmm_(grad_TV[:, rows], weight)
+    return total
+
+
+def _rows_of(weight_VD: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the matrix in ``dtype``: as it is where it has that, else some rows at a time."""
+    count = weight_VD.shape[0] if weight_VD.dtype == dtype else _PRODUCT_ROWS
+    for start in range(0, weight_VD.shape[0], count):
+        rows = slice(start, start + count)
+        yield rows, weight_VD[rows].to(dtype)
+
+
 def _compute_dtype(weight: Tensor) -> torch.dtype:
     """Return the type of the products: autocast's where it is on, else the weight's.
 
-    It is fp32 for bf16 on a CPU that would emulate bf16 products.
+    It is fp32 for bf16 on a CPU that is faster at fp32.
     """
     if torch.is_autocast_enabled(weight.device.type):
         return torch.get_autocast_dtype(weight.device.type)
-    return torch.float32 if is_emulated(weight) else weight.dtype
+    return torch.float32 if takes_fp32(weight) else weight.dtype
 
 
 def _chunk_tokens(asked: int, weight: Tensor) -> int:
@@ -255,11 +285,16 @@ def _chunk_tokens(asked: int, weight: Tensor) -> int:
 def _add_product(total: Tensor, a: Tensor, b: Tensor, keep: bool) -> None:
     """Add ``a @ b`` to ``total``, in place and without a copy where the types allow.
 
-    Without ``keep`` what ``total`` held is forgotten.
+    Without ``keep`` what ``total`` held is forgotten. Else, on a CPU, the product is made some rows
+    at a time: as a whole it would be, with what the library needs beside it, 1.5 times ``total``.
     """
     if a.dtype == total.dtype:
         total.addmm_(a, b, beta=1 if keep else 0)
-    elif keep:
-        total += a @ b
-    else:
-        total.copy_(a @ b)
+        return
+    rows = _PRODUCT_ROWS if total.device.type == "cpu" else total.shape[0]
+    for start in range(0, total.shape[0], rows):
+        some, factor = total[start : start + rows], a[start : start + rows]
+        if keep:
+            some += factor @ b
+        else:
+            some.copy_(factor @ b)

@@ -17,7 +17,7 @@ from llmtrain.ops.attention.bins import BIN_TOKENS, Bins, bins_of
 from llmtrain.ops.attention.kernel import Call, Kernel
 from llmtrain.ops.attention.plain import PLAIN_BLOCKS
 from llmtrain.ops.attention.spec import AttentionSpec
-from llmtrain.ops.wide import is_emulated
+from llmtrain.ops.wide import takes_fp32
 
 _WINDOW_QUERIES = 128
 """Fewest queries of a window that are worked off together."""
@@ -110,7 +110,7 @@ def _equal_rows(call: Call) -> int:
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-    if is_emulated(q):
+    if takes_fp32(q):
         wide_out, lse = _forward(q.float(), k.float(), v.float(), call)
         return wide_out.to(q.dtype), lse
     if rows := _equal_rows(call):
@@ -140,7 +140,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tenso
 def _backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, call: Call
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if is_emulated(q):
+    if takes_fp32(q):
         shares = _backward(dout.float(), q.float(), k.float(), v.float(), out.float(), lse, call)
         return shares[0].to(q.dtype), shares[1].to(q.dtype), shares[2].to(q.dtype)
     if rows := _equal_rows(call):

@@ -124,7 +124,7 @@ SHAPES = [Shape.random(seed) for seed in range(NUM_SHAPES)]
 @pytest.fixture(params=[True, False], ids=["without bf16", "with bf16"])
 def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute as on a CPU with and without products of bf16, whatever this one has."""
-    monkeypatch.setattr(wide, "EMULATED", request.param)
+    monkeypatch.setattr(wide, "FP32_IS_FASTER", request.param)
 
 
 @pytest.mark.usefixtures("instructions")

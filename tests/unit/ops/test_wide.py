@@ -6,13 +6,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmtrain.model.layers import Linear
-from llmtrain.ops import wide
+from llmtrain.ops import cross_entropy, wide
 from llmtrain.ops.cross_entropy import chunked_linear_cross_entropy
 
 
 @pytest.fixture(autouse=True)
 def without_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wide, "EMULATED", True)
+    monkeypatch.setattr(wide, "FP32_IS_FASTER", True)
 
 
 def operands(bias: bool) -> list[Tensor]:
@@ -59,16 +59,42 @@ def test_gives_the_gradient_that_is_asked_for() -> None:
 def test_other_types_and_autocast_are_left_to_torch() -> None:
     x, weight = (t.detach() for t in operands(bias=False))
     assert wide.linear(x.float(), weight.float(), None).dtype == torch.float32
-    assert not wide.is_emulated(x.float())
+    assert not wide.takes_fp32(x.float())
     with torch.autocast("cpu", torch.bfloat16):
         assert wide.linear(x.float(), weight, None).dtype == torch.bfloat16
 
 
-def test_head_and_loss_are_no_less_exact() -> None:
+def test_head_and_loss_are_no_less_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the head's matrix is taken some rows at a time, the last part smaller."""
+    monkeypatch.setattr(cross_entropy, "_PRODUCT_ROWS", 16)
     torch.manual_seed(0)
     hidden, weight = torch.randn(9, 16).bfloat16(), torch.randn(40, 16).bfloat16()
     targets = torch.randint(0, 40, (9,))
-    _, losses, _ = chunked_linear_cross_entropy(hidden, weight, targets)
-    logits = F.linear(hidden.double(), weight.double())
-    wanted = F.cross_entropy(logits, targets, reduction="none")
-    torch.testing.assert_close(losses.double(), wanted, rtol=1e-5, atol=1e-5)
+    exact = [x.double().requires_grad_() for x in (hidden, weight)]
+    found = [x.requires_grad_() for x in (hidden, weight)]
+    total, losses, _ = chunked_linear_cross_entropy(*found, targets, chunk_tokens=4)
+    wanted = F.cross_entropy(F.linear(*exact), targets, reduction="none")
+    torch.testing.assert_close(losses.double(), wanted.detach(), rtol=1e-5, atol=1e-5)
+    total.backward()
+    wanted.sum().backward()
+    for ours, theirs in zip(found, exact, strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=2**-8, atol=1e-5)
+
+
+def test_products_of_bf16_are_added_up_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU that multiplies bf16 as it is adds the head's gradient up some rows at a time."""
+    monkeypatch.setattr(wide, "FP32_IS_FASTER", False)
+    monkeypatch.setattr(cross_entropy, "_PRODUCT_ROWS", 16)
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(9, 16).bfloat16(), torch.randn(40, 16).bfloat16()
+    targets = torch.randint(0, 40, (9,))
+    exact = weight.double().requires_grad_()
+    weight.requires_grad_()
+    total, _, _ = chunked_linear_cross_entropy(hidden, weight, targets, chunk_tokens=4)
+    total.backward()
+    F.cross_entropy(F.linear(hidden.double(), exact), targets, reduction="sum").backward()
+    assert weight.grad is not None
+    assert exact.grad is not None
+    torch.testing.assert_close(weight.grad.double(), exact.grad, rtol=0, atol=0.05)
