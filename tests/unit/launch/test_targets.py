@@ -13,10 +13,11 @@ import jsonschema
 import pytest
 import yaml
 
-from llmtrain.cli import main
+from llmtrain.cli import NEEDS_A_PERSON, main
 from llmtrain.config.launch import split
 from llmtrain.config.load import config_hash, load
 from llmtrain.config.run import RunConfig
+from llmtrain.run.directory import ExitReason
 from tests.end_to_end.commands import TINY, make_store
 
 SCHEMAS = Path(__file__).parent / "schemas"
@@ -342,6 +343,19 @@ def test_a_jobset_is_what_the_schema_asks_for(dry: Dry, more: list[str]) -> None
     assert "head=big-one-node-0-0.big-one\n" in script
     assert "run='/data/runs/big one'" in script
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+
+
+def test_a_jobset_fails_where_another_start_would_end_the_same_way(dry: Dry) -> None:
+    spec = yaml.safe_load(dry(*KUBERNETES))["spec"]
+    (rule,) = spec["failurePolicy"]["rules"]
+    assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
+    (group,) = spec["replicatedJobs"]
+    (rule,) = group["template"]["spec"]["podFailurePolicy"]["rules"]
+    (container,) = group["template"]["spec"]["template"]["spec"]["containers"]
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+    hopeless = {reason.code for reason in ExitReason if reason.code in (2, NEEDS_A_PERSON)}
+    assert set(rule["onExitCodes"]["values"]) == hopeless
+    assert ExitReason.FAILED.code not in hopeless
 
 
 def test_the_schema_of_a_jobset_notices_faults(dry: Dry) -> None:
