@@ -34,6 +34,7 @@ _PR_SET_PDEATHSIG = 1
 _LOOK_S = 0.1
 _AGAIN_S = 5.0
 """A rank that was still starting when it was asked is asked again."""
+_SELDOM_S = 60.0
 
 
 @dataclass(slots=True)
@@ -117,6 +118,8 @@ class _Child:
         self.relay = signal.SIGINT if shielded and relay == signal.SIGTERM else relay
         self.last_asked: float | None = None
         self.had_ranks = False
+        self.pause_s = _LOOK_S
+        self.look_at = time.monotonic() + self.pause_s
         self.interrupts = 1
 
     def __enter__(self) -> Self:
@@ -140,6 +143,7 @@ class _Child:
     def heed(self, asked: _Asked) -> None:
         """Ask its ranks to stop, again after a while; end it where Ctrl-C came twice."""
         now = time.monotonic()
+        self.notice_ranks(now)
         if asked.stop and (self.last_asked is None or now - self.last_asked > _AGAIN_S):
             ranks = ranks_below(self.process.pid)
             if self.last_asked is None:
@@ -151,6 +155,16 @@ class _Child:
                     os.kill(pid, signal.SIGUSR1 if ranks else self.relay)
             self.last_asked = now
         self.end(asked.interrupts)
+
+    def notice_ranks(self, now: float) -> None:
+        """Note that it has started ranks, who may be gone when it is asked to stop.
+
+        Looks at all processes, so ever more seldom.
+        """
+        if not self.had_ranks and now >= self.look_at:
+            self.had_ranks = bool(ranks_below(self.process.pid))
+            self.pause_s = min(_SELDOM_S, 1.5 * self.pause_s)
+            self.look_at = now + self.pause_s
 
     def end(self, interrupts: int) -> None:
         """The second Ctrl-C ends the launcher, the third everything at once."""

@@ -75,6 +75,30 @@ def test_ranks_are_the_topmost_processes_with_a_rank(launcher: list[str], tmp_pa
     assert process.returncode == 0
 
 
+def test_a_launcher_whose_ranks_have_left_is_not_asked(launcher: list[str], tmp_path: Path) -> None:
+    """It waits for those of other nodes, which were asked first, and then ends by itself."""
+    waits = (
+        "import subprocess, sys, time, pathlib; ended = subprocess.run(sys.argv[2:]).returncode; "
+        "pathlib.Path(sys.argv[1]).touch(); time.sleep(1.5); sys.exit(ended)"
+    )
+    left = tmp_path / "left"
+
+    def ask() -> None:
+        when_up(tmp_path)
+        time.sleep(1.0)  # ranks train for longer
+        for rank in ranks_below(os.getpid()):
+            os.kill(rank, signal.SIGUSR1)
+        deadline = time.monotonic() + 60
+        while not left.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert supervise([sys.executable, "-c", waits, str(left), *launcher], None) == 0
+    thread.join()
+
+
 def test_a_supervisor_on_a_host_stops_with_whoever_started_it(
     launcher: list[str], tmp_path: Path
 ) -> None:
