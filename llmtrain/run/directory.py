@@ -9,18 +9,23 @@ import fcntl
 import json
 import logging
 import os
+import re
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from llmtrain.data.manifest import sync
 from llmtrain.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
+
+_LETS_GO_S = 5.0
+"""How long what a killed process was just starting may still hold its lock: until its exec."""
 
 
 class ExitReason(Enum):
@@ -150,7 +155,7 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         with self.lock_file.open("a+", encoding="utf-8") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(file)
             except BlockingIOError as error:
                 file.seek(0)
                 raise ConfigError(
@@ -218,3 +223,30 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path} holds a JSON {type(value).__name__}, expected an object; delete it"
         )
     return value
+
+
+def _lock(file: IO[str]) -> None:
+    """Lock a file that names its holder; BlockingIOError where another process has it."""
+    deadline = time.monotonic() + _LETS_GO_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline or not _is_gone(file):
+                raise
+            time.sleep(0.02)
+        else:
+            return
+
+
+def _is_gone(file: IO[str]) -> bool:
+    """Whether the process that a lock file names was of this machine and has ended."""
+    file.seek(0)
+    found = re.fullmatch(r"process (\d+) on (.*)", file.read().strip())
+    if found is None or found[2] != socket.gethostname():
+        return False
+    try:
+        os.kill(int(found[1]), 0)
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)
+    return False

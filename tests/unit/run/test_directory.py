@@ -1,11 +1,16 @@
 """Files of a run folder: atomic, kept over restarts, readable by a supervisor."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from llmtrain.errors import CheckpointError
+from llmtrain.errors import CheckpointError, ConfigError
 from llmtrain.run.directory import ExitReason, RunDirectory, read_json, write_json
 
 
@@ -67,3 +72,26 @@ def test_a_fault_of_a_run_that_is_being_ended_for_a_hang_is_that_hang(tmp_path: 
     assert read_json(run.status_json) == {"code": 1, "reason": "hung", "step": 7}
     run.write_status(ExitReason.DONE, step=8)
     assert read_json(run.status_json)["reason"] == "done"
+
+
+def test_a_killed_holder_is_waited_for_until_what_it_was_starting_lets_go(tmp_path: Path) -> None:
+    """A fork holds the lock until its exec; the killed process had one."""
+    code = (
+        "import os, signal, subprocess, sys; from pathlib import Path;"
+        "from llmtrain.run.directory import RunDirectory;"
+        "held = RunDirectory(Path(sys.argv[1])).locked(); held.__enter__();"
+        "files = {int(fd) for fd in os.listdir('/proc/self/fd')} - {0, 1, 2};"
+        "fds = [fd for fd in files if os.path.exists(f'/proc/self/fd/{fd}')"
+        " and os.readlink(f'/proc/self/fd/{fd}').endswith('lock')];"
+        "assert fds; subprocess.Popen(['sleep', '1'], pass_fds=fds);"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    run = RunDirectory(tmp_path / "run")
+    ended = subprocess.run([sys.executable, "-c", code, str(run.path)], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    started = time.monotonic()
+    with run.locked():
+        assert time.monotonic() - started > 0.2
+        with pytest.raises(ConfigError, match=f"in use by process {os.getpid()} on "):
+            RunDirectory(run.path).locked().__enter__()
+    assert time.monotonic() - started < 4.0
