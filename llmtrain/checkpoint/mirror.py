@@ -196,14 +196,23 @@ class Mirror:
         """
         metas = self._folder.metas()
         for step, path in archive.scan(self._directory) if self._directory is not None else ():
-            if step in metas and self._folder.renew(path, metas[step]):
-                metas[step] = archive.read_meta(path)
+            if step in metas:
+                metas[step] = self._renewed(path, metas[step])
         for step in sorted(metas, reverse=True):
             if undone(step, _line(metas[step]), note.line):
                 if note.aside:
                     self._folder.set_aside(step, metas[step])
                 else:
                     self._folder.remove(step)
+
+    def _renewed(self, path: Path, held: dict[str, Any]) -> dict[str, Any]:
+        """Have the copy that ``held`` is of say what ``path`` says, if that is still here."""
+        try:
+            return archive.read_meta(path) if self._folder.renew(path, held) else held
+        except (CheckpointError, FileNotFoundError):
+            if path.exists():
+                raise
+            return held  # the rule has deleted it meanwhile
 
     def _copy(self, path: Path, *, retire: bool) -> None:
         try:

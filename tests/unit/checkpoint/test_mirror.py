@@ -218,6 +218,30 @@ def test_new_copies_stay_where_undone_ones_of_later_steps_cannot_be_deleted(
     assert run.copies == [12, 14]
 
 
+@pytest.mark.parametrize("method", ["renew", "_put_whole"])
+def test_a_checkpoint_deleted_here_meanwhile_is_no_reason_not_to_follow(
+    tmp_path: Path, memory: Any, method: str
+) -> None:
+    run = Run(tmp_path)
+    run.save(5, 10, 15)
+    with cut_off(memory):
+        run.back(10)
+        run.settle()
+    original = getattr(MirrorFolder, method)
+
+    def late(folder: MirrorFolder, path: Path, *others: Any) -> Any:
+        deleted = path if path.is_dir() else path.parent
+        if deleted.name == "step-000000010":
+            archive.remove(deleted)
+        return original(folder, path, *others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MirrorFolder, method, late)
+        run.save(12)
+    assert run.copies == [5, 10, 12]
+    assert run.fetched().meta["line"] == [10]
+
+
 def test_a_store_out_of_reach_during_a_rollback_is_told_later(tmp_path: Path, memory: Any) -> None:
     run = Run(tmp_path)
     run.save(5, 10)
