@@ -1,6 +1,7 @@
 """Fixtures that tests share."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,6 +72,8 @@ def service() -> Iterator[None]:
     before = os.environ.get("WANDB_SERVICE")
     yield
     assert os.environ.get("WANDB_SERVICE") == before, "wandb.teardown() is missing"
+    setup = getattr(sys.modules.get("wandb.sdk.wandb_setup"), "_singleton", None)
+    assert setup is None or setup._connection is None, "wandb.teardown() is missing"
 
 
 @pytest.fixture(scope="session")

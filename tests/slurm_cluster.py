@@ -3,7 +3,7 @@
 Everything lives in one folder and ends with the context; the machine's own configuration, if there
 is one, is neither read nor changed. Debian has it all in ``slurm-wlm`` and ``munge``.
 
-    python tests/slurm_cluster.py nodes=2 -- sinfo        # run a command inside such a cluster
+    python -m tests.slurm_cluster nodes=2 -- sinfo        # run a command inside such a cluster
     with SlurmCluster(Path("cluster")) as cluster: ...    # cluster.environment has SLURM_CONF
 """
 
@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from tests.ports import free_ports
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
 PACKAGES = "apt-get install slurm-wlm munge"
@@ -65,17 +67,6 @@ def missing_programs() -> list[str]:
 
 def _find(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-
-
-def _free_ports(number: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(number)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 class SlurmCluster:
@@ -155,7 +146,7 @@ class SlurmCluster:
         return found.stdout.strip() if found.returncode == 0 else ""
 
     def _configure(self) -> None:
-        ports = _free_ports(1 + len(self.names))
+        ports = free_ports(1 + len(self.names))
         host = socket.gethostname().partition(".")[0]
         nodes = "\n".join(
             f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=1"
@@ -238,7 +229,7 @@ def main(words: list[str]) -> int:
     options, _, command = " ".join(words).partition("-- ")
     settings = dict(word.split("=", 1) for word in options.split())
     if not command or settings.keys() - {"nodes"}:
-        sys.stderr.write(f"usage: python {sys.argv[0]} [nodes=N] -- COMMAND\n")
+        sys.stderr.write("usage: python -m tests.slurm_cluster [nodes=N] -- COMMAND\n")
         return 2
     started = words[words.index("--") + 1 :]
     with (

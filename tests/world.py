@@ -19,6 +19,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection, wait
@@ -86,7 +87,7 @@ class RankPool:
         self._folder.cleanup()
 
     @property
-    def pids(self) -> list[int | None]:
+    def pids(self) -> list[int]:
         """Process ids of the live ranks."""
         return [rank.pid for rank in self._ranks]
 
@@ -127,10 +128,15 @@ class RankPool:
                 answers[rank] = value
         return [answers[rank] for rank in range(size)]
 
+    def strike(self) -> None:
+        """End every rank now, from any thread: one that is in ``run`` meets their end there."""
+        for pid in self.pids:
+            with suppress(ProcessLookupError):  # it has ended by itself
+                os.kill(pid, signal.SIGKILL)
+
     def kill(self) -> None:
-        """End every rank now."""
-        for rank in self._ranks:
-            os.kill(rank.pid, signal.SIGKILL)
+        """End every rank now, in the thread that runs on them."""
+        self.strike()
         for rank in self._ranks:
             _await_end(rank.pid)
             rank.pipe.close()

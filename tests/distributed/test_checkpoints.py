@@ -80,7 +80,7 @@ def kill_among_saves(pool: RankPool, folder: Path, reached: int, delay_s: float)
             break
         time.sleep(0.01)
     time.sleep(delay_s)
-    pool.kill()
+    pool.strike()
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -94,7 +94,7 @@ def test_killed_at_any_moment_of_a_save_only_whole_checkpoints_are_left(
             moment = (folder, reached, moments.uniform(0.0, 0.3))
             killed = threading.Thread(target=kill_among_saves, args=(pool, *moment))
             killed.start()
-            with pytest.raises((RankError, OSError)):
+            with pytest.raises(RankError):
                 pool.run(save_for_ever, str(folder), size=size)
             killed.join()
             left = [archive.open_checkpoint(path).step for _, path in archive.scan(folder)]

@@ -1,10 +1,8 @@
 """Ranks find each other, agree, and a dead or stuck peer is noticed in time."""
 
 import os
-import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from datetime import timedelta
 
 import pytest
@@ -16,6 +14,7 @@ from llmtrain.errors import LayoutError
 from llmtrain.parallel import place as module
 from llmtrain.parallel.mesh import World
 from llmtrain.parallel.place import PeerLostError, Place, publish_config
+from tests.ports import free_ports
 from tests.world import RankPool, RankTimeoutError
 
 ONE_MINUTE = timedelta(minutes=1)
@@ -105,14 +104,6 @@ def rendezvous_at(place: Place, port: int) -> None:
         RANK=str(place.rank), WORLD_SIZE=str(place.world_size), LOCAL_RANK=str(place.rank),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
     )  # fmt: skip
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 def published(place: Place, port: int) -> bytes:

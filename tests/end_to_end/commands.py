@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from llmtrain.data.lineage import DocumentRecord
 from llmtrain.data.manifest import write_manifest
 from llmtrain.data.writer import ShardWriter
 from tests.distributed.states import read
+from tests.ports import free_ports
 from tests.world import fork_rank
 
 REPOSITORY = Path(__file__).parents[2]
@@ -232,15 +232,13 @@ def _forked_ranks(
     """Ranks that find in their environment what a launcher would set."""
     if ranks == 1:
         return [_Forked(words, log, {**os.environ, "OMP_NUM_THREADS": "1"}, body, deepspeed)]
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
+    (port,) = free_ports(1)
     return [
         _Forked(
             words,
             log,
             {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
-             "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": port,
+             "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port),
              **(environments[rank] if environments else {})},
             body,
             deepspeed,

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -22,6 +21,7 @@ from tests.end_to_end.commands import (
     status,
     steps,
 )
+from tests.ports import free_ports
 
 PP2 = ("parallel.pp=2",)
 DEEPSPEED = ("engine=deepspeed",)
@@ -58,11 +58,10 @@ def launch(
     folder: Path, name: str, *words: str, launcher: str, python: Path | str = sys.executable
 ) -> str:
     """Train on two ranks under a launcher of ``launch/``; returns what was printed."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
+    (port,) = free_ports(1)
     environment = {
-        **os.environ, "PYTHON": str(python), "RANKS": "2", "PORT": port, "OMP_NUM_THREADS": "1",
+        **os.environ, "PYTHON": str(python), "RANKS": "2", "PORT": str(port),
+        "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     process = subprocess.Popen(
         ["sh", f"launch/{launcher}.sh", *words_of(folder, name), *words],

@@ -1,24 +1,23 @@
 """Two ranks started as a launcher starts them: who speaks and how they end."""
 
 import os
-import socket
 import subprocess
 import sys
+
+from tests.ports import free_ports
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.getcwd()}
 
 
 def launch(*words: str) -> list[tuple[int, str]]:
     """Start two ranks as a launcher does; give exit status and stderr of each."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
+    (port,) = free_ports(1)
     ranks = [
         subprocess.Popen(
             [sys.executable, "-m", "llmtrain", *words],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={**ENVIRONMENT, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-                 "MASTER_ADDR": "localhost", "MASTER_PORT": port},
+                 "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)},
         )
         for rank in range(2)
     ]  # fmt: skip

@@ -44,15 +44,28 @@ def server() -> Any:
         yield running
 
 
+AGENT = """
+import os, sys, wandb
+wandb.init(mode="offline", dir=sys.argv[1])
+print(os.environ["WANDB_SERVICE"], flush=True)
+sys.stdin.read()
+"""
+
+
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """This process has a service of W&B, which what it starts finds, as that of a sweep agent."""
-    import wandb
-
-    wandb.init(mode="offline", dir=tmp_path_factory.mktemp("agent"))
-    assert "WANDB_SERVICE" in os.environ
-    yield
-    wandb.teardown()
+    """A process with a service of W&B, which runs find in their environment, as a sweep agent."""
+    words = [sys.executable, "-c", AGENT, tmp_path_factory.mktemp("agent")]
+    with (
+        subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        assert process.stdout is not None
+        patch.setenv("WANDB_SERVICE", process.stdout.readline().strip())
+        yield
+        process.communicate()
 
 
 @pytest.fixture(scope="module")
