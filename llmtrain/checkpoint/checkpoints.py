@@ -79,7 +79,7 @@ class Checkpoints:
         self._facts = dict(facts)
         self._journal = journal
         self._carried = carried
-        self._mirror = Mirror.of(config, directory) if rank() == 0 else None
+        self._mirror = Mirror.of(config, directory, carried().get("name")) if rank() == 0 else None
         self._history = History(directory, self._mirror)
         self._writer = Writer(engine, directory, asynchronous=config.asynchronous)
         self._copies = (

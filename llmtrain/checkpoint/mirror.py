@@ -10,6 +10,7 @@ and is of the run's line of history (see retention.py), as far as this disk and 
     mirror.start(path)                  # in a thread of its own; of several, the newest is next
     mirror.forget([15])                 # the run goes back to step 15: done by the next start
     mirror.fetch(run.checkpoints)       # None where the mirror holds none
+    mirror.fetch(run.checkpoints, here=found)        # or none that is ahead of it
 """
 
 import logging
@@ -50,14 +51,19 @@ class _Note:
 class Mirror:
     """The copies of one run; used by one rank."""
 
-    def __init__(self, url: str, keep: Keep, directory: Path | None = None) -> None:
+    def __init__(
+        self, url: str, keep: Keep, directory: Path | None = None, name: str | None = None
+    ) -> None:
         """Copy the checkpoints of ``directory`` to the folder ``url`` and keep what ``keep`` says.
+
+        Copies of a run that is not called ``name`` are neither fetched nor joined; null asks not.
 
         Raises:
             ConfigError: a package is missing, or fsspec does not know the address.
             CheckpointError: the note in ``directory`` cannot be read.
         """
         self._folder, self._keep, self._directory = MirrorFolder(url), keep, directory
+        self._name = name
         self._lock = threading.Lock()
         self._note = self._read_note()
         self._beside: list[Path] = []
@@ -67,9 +73,13 @@ class Mirror:
         self._thread: threading.Thread | None = None
 
     @classmethod
-    def of(cls, config: CheckpointConfig, directory: Path | None = None) -> "Mirror | None":
+    def of(
+        cls, config: CheckpointConfig, directory: Path | None = None, name: str | None = None
+    ) -> "Mirror | None":
         """The mirror of a configuration, if it has one; raises ConfigError."""
-        return None if config.mirror is None else cls(config.mirror, Keep.of(config), directory)
+        if config.mirror is None:
+            return None
+        return cls(config.mirror, Keep.of(config), directory, name)
 
     @property
     def line(self) -> list[int]:
@@ -110,33 +120,43 @@ class Mirror:
             thread.join()
 
     def fetch(
-        self, directory: Path, tally: archive.Tally | None = None
+        self,
+        directory: Path,
+        tally: archive.Tally | None = None,
+        here: archive.Checkpoint | None = None,
     ) -> archive.Checkpoint | None:
         """Bring the newest whole copy to ``directory``; None where there is none.
 
-        ``tally`` counts what is read of it once it is here.
+        Of a run that has a checkpoint ``here``, only one that is ahead of it: further, or of a line
+        that undoes it. ``tally`` counts what is read of the copy once it is here.
 
         Raises:
-            CheckpointError: the mirror cannot be read, or none of its copies is whole.
+            CheckpointError: the mirror is another run's. It cannot be read, or none of its copies
+                is whole: with one ``here`` that is a warning.
         """
-        problems = []
+        problems, url = [], self._folder.url
         try:
-            lines = {step: _line(meta) for step, meta in self._folder.metas().items()}
-            known = {step for step in current(lines) if not undone(step, lines[step], self.line)}
-            for step in sorted(known, reverse=True):
+            for step in self._ahead(here):
                 try:
                     return self._bring(step, directory, tally)
                 except CheckpointError as error:
                     problems.append(str(error))
-        except OSError as error:
-            raise CheckpointError(
-                f"{self._folder.url} cannot be read ({error}); check network, credentials and "
-                "address, or use checkpoint.mirror=null to start from the first step"
-            ) from error
-        if problems:
-            raise CheckpointError(
-                f"no checkpoint in {self._folder.url} is whole: {'; '.join(problems)}"
-            )
+        except CheckpointError:
+            raise
+        except Exception as error:  # each file system has its own
+            if here is None:
+                raise CheckpointError(
+                    f"{url} cannot be read ({error}); check network, credentials and address, or "
+                    "use checkpoint.mirror=null to start from the first step"
+                ) from error
+            problems.append(f"it cannot be read: {error}")
+        if problems and here is None:
+            raise CheckpointError(f"no checkpoint in {url} is whole: {'; '.join(problems)}")
+        if problems and here is not None:
+            logger.warning(
+                "what %s has that is newer than %s cannot be used (%s); going on from here",
+                url, here.path.name, "; ".join(problems),
+            )  # fmt: skip
         return None
 
     def keep_beside(self, path: Path) -> None:
@@ -220,6 +240,7 @@ class Mirror:
                 self._folder.put_beside(self._beside[0])
                 with self._lock:
                     self._beside.pop(0)
+            self._own(self._folder.metas())
             self._folder.put(path, self._go_on)
             if retire:
                 self._retire(_step(path))
@@ -235,6 +256,33 @@ class Mirror:
     def _go_on(self) -> None:
         if self._gone_back:
             raise _UndoneError
+
+    def _ahead(self, here: archive.Checkpoint | None) -> list[int]:
+        """Steps of the copies to go on from rather than from ``here``, the newest first."""
+        metas = self._folder.metas()
+        self._own(metas)
+        lines = {step: _line(meta) for step, meta in metas.items()}
+        found = {step for step in current(lines) if not undone(step, lines[step], self.line)}
+        if here is not None:
+            own = _line(here.meta)
+            if not any(undone(here.step, own, lines[step]) for step in found):
+                length = len(own)
+                found = {
+                    step for step in found
+                    if (step, len(lines[step])) > (here.step, length)
+                    and not undone(step, lines[step], own)
+                }  # fmt: skip
+        return sorted(found, reverse=True)
+
+    def _own(self, metas: Mapping[int, Mapping[str, Any]]) -> None:
+        """Raise CheckpointError where copies are of another run than this."""
+        names = {meta.get("carried", {}).get("name", self._name) for meta in metas.values()}
+        if self._name is not None and (others := sorted(names - {self._name})):
+            raise CheckpointError(
+                f"{self._folder.url} has the checkpoints of the run {others[0]}, this one is "
+                f"{self._name}; give every run an address of its own, as "
+                "'checkpoint.mirror=s3://bucket/runs/${name}'"
+            )
 
     def _bring(self, step: int, directory: Path, tally: archive.Tally | None) -> archive.Checkpoint:
         aside = archive.fresh_aside(directory, step)

@@ -1,13 +1,15 @@
 """What a run goes on from: the newest good state, in the memory of the nodes or on disk.
 
 Invariant: of the same step memory comes first, which is read faster; what is damaged is passed over
-for the next older one of either kind. The ranks share the reading that a check takes, and no
-collective lasts as long as that or as what comes from the mirror.
+for the next older one of either kind. A disk that is behind the mirror gives way to it. The ranks
+share the reading that a check takes, and no collective lasts as long as that or as what comes from
+the mirror.
 
     find = Find(run.checkpoints, copies, mirror, beat)
     found = find.newest(engine)            # every rank calls it; None where there is nothing
 """
 
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,8 +20,11 @@ from llmtrain.checkpoint.memory_copies import MARK_FILE, MemoryCopies
 from llmtrain.checkpoint.mirror import Mirror
 from llmtrain.checkpoint.objects import from_first_rank, rank, share, together, world_size
 from llmtrain.checkpoint.restore import Stateful, check_schema, files_to_read
+from llmtrain.checkpoint.retention import LINE, undone
 from llmtrain.engine.portion import opened
 from llmtrain.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,7 @@ class Find:
     copies: MemoryCopies | None
     """The copies in memory."""
     mirror: Mirror | None
-    """Asked where nothing is on disk."""
+    """Asked for what is newer than the disk's."""
     beat: Callable[[], None] = lambda: None
     """Called while something long moves."""
 
@@ -97,12 +102,17 @@ class Find:
         return self._good([path for number, path in found if number < step])
 
     def _on_disk(self) -> archive.Checkpoint | None:
-        found = self._good(
-            [path for _, path in from_first_rank(lambda: archive.scan(self.directory))]
-        )
-        if found is None and share(self.mirror is not None):
-            return self._fetched()
-        return found
+        """Find the newest good one of the disk and the mirror; the latter is then on disk too."""
+        paths = [path for _, path in from_first_rank(lambda: archive.scan(self.directory))]
+        if not share(self.mirror is not None):
+            return self._good(paths)
+        try:
+            here = self._good(paths)
+        except CheckpointError as damaged:
+            if (fetched := self._fetched(None)) is None:
+                raise damaged from None
+            return fetched
+        return self._fetched(here) or here
 
     def _good(self, paths: list[Path]) -> archive.Checkpoint | None:
         return archive.first_good(self.directory, paths, self._checked, move_damaged=rank() == 0)
@@ -130,17 +140,34 @@ class Find:
             archive.refuse(path, together(bad, moved, self.beat)[0])
         return opened
 
-    def _fetched(self) -> archive.Checkpoint | None:
-        """Bring one from the mirror, on the first rank."""
+    def _fetched(self, here: archive.Checkpoint | None) -> archive.Checkpoint | None:
+        """Bring one from the mirror that is ahead of ``here``, on the first rank."""
         mirror, tally = self.mirror, archive.Tally()
 
         def fetch() -> archive.Checkpoint | None:
-            return None if mirror is None else mirror.fetch(self.directory, tally)
+            found = None if mirror is None else mirror.fetch(self.directory, tally, here)
+            if found is not None:
+                self._leave(found)
+            return found
 
         def moved() -> int:
             return tally.num_bytes + (0 if mirror is None else _arriving_bytes(self.directory))
 
         return together(fetch, moved, self.beat)[0]
+
+    def _leave(self, fetched: archive.Checkpoint) -> None:
+        """Set aside what the disk holds of a history that the run has left."""
+        for step, path in archive.scan(self.directory):
+            if step > fetched.step or undone(step, _line(path), fetched.meta.get(LINE, ())):
+                logger.warning("%s is set aside: the run went on without it", path.name)
+                archive.set_aside(path)
+
+
+def _line(path: Path) -> list[int]:
+    try:
+        return list(archive.read_meta(path).get(LINE, ()))
+    except CheckpointError:
+        return []
 
 
 def _arriving_bytes(directory: Path) -> int:

@@ -222,7 +222,8 @@ class CheckpointConfig:
     mirror: str | None = None
     """Address of a folder that gets a copy of every checkpoint, as s3://bucket/runs/demo.
 
-    Any file system of fsspec; a run without local checkpoints goes on from it. Null is off.
+    Any file system of fsspec; a run goes on from it where it is ahead of the local disk. Every run
+    needs its own, as file:///other/disk/${name}. Null is off.
     """
     memory_every_steps: int | None = None
     """Steps between copies of the state in the memory of the nodes, each on two of them; null: off.

@@ -30,10 +30,15 @@ def memory() -> Iterator[Any]:
     files.pseudo_dirs[:] = [""]
 
 
-def write(directory: Path, step: int, score: float = 0.0, line: tuple[int, ...] = ()) -> Path:
+def write(
+    directory: Path, step: int, score: float = 0.0, line: tuple[int, ...] = (), name: str = "run"
+) -> Path:
     aside = archive.fresh_aside(directory, step)
     (aside / "data").write_bytes(b"weights of %d" % step)
-    about = {"step": step, "scores": {"validation_loss": score}, "line": list(line)}
+    about = {
+        "step": step, "scores": {"validation_loss": score}, "line": list(line),
+        "carried": {"name": name},
+    }  # fmt: skip
     return archive.commit(aside, about, archive.digests(aside, ["data"]))
 
 
@@ -325,6 +330,79 @@ def test_a_copy_under_way_of_an_undone_step_is_given_up(tmp_path: Path, memory: 
         run.settle()
     assert list(MirrorFolder(MIRROR).metas()) == [5]
     assert run.fetched().meta["line"] == [5]
+
+
+def test_a_disk_that_the_run_has_left_behind_gives_way_to_the_mirror(
+    tmp_path: Path, memory: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = Run(tmp_path / "old")
+    old.save(5, 10)
+    assert Run(tmp_path / "new").start() == 10
+    Run(tmp_path / "new").save(15)
+    assert old.start() == 15
+    assert archive.open_checkpoint(tmp_path / "old/step-000000015").step == 15
+    old.save(20)
+    with cut_off(memory):
+        assert Run(tmp_path / "new").start() == 15
+    assert "newer than step-000000015 cannot be used (it cannot be read: no route" in caplog.text
+
+
+def test_what_the_run_undid_elsewhere_is_set_aside_here(tmp_path: Path, memory: Any) -> None:
+    old, new = Run(tmp_path / "old"), Run(tmp_path / "new")
+    old.save(5)
+    assert new.start() == 5
+    new.save(10, 15)
+    assert old.start() == 15
+    new.back(10)
+    new.settle()
+    assert old.start() == 10
+    assert old.checkpoints.restored is not None
+    assert old.checkpoints.restored.meta["journal"] == {"left_out": 10}
+    assert [step for step, _ in archive.scan(tmp_path / "old")] == [10, 5]
+    new.save(12)
+    assert old.start() == 12
+
+
+def test_a_checkpoint_that_is_damaged_here_comes_from_the_mirror(
+    tmp_path: Path, memory: Any
+) -> None:
+    run = Run(tmp_path)
+    run.save(5, 10)
+    for step in (10, 5):
+        next((tmp_path / f"step-{step:09}").glob("*.distcp")).write_bytes(b"damaged")
+        assert run.start() == 10
+        assert archive.open_checkpoint(tmp_path / "step-000000010").step == 10
+    for copy in ("step-000000005", "step-000000010"):
+        memory.pipe_file(f"/bucket/runs/one/{copy}/meta.json", b"damaged")
+    assert run.start() == 10
+
+
+def test_a_run_that_has_gone_back_here_does_not_go_on_from_what_is_further_there(
+    tmp_path: Path, memory: Any
+) -> None:
+    run = Run(tmp_path)
+    run.save(5, 10)
+    with cut_off(memory):
+        run.back(5)
+        run.settle()
+    (tmp_path / "mirror.json").unlink()  # what is to be told is in the checkpoint too
+    assert run.start() == 5
+
+
+def test_runs_do_not_share_a_mirror(
+    tmp_path: Path, memory: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = (Mirror(MIRROR, Keep(last=3), tmp_path / n, n) for n in ("first", "second"))
+    assert second.fetch(tmp_path / "second") is None  # both begin at the same time
+    put(first, write(tmp_path / "first", 1, name="first"))
+    put(second, write(tmp_path / "second", 2, name="second"))
+    assert copies(first) == [1]
+    said = "has the checkpoints of the run first, this one is second; give every run an address of"
+    assert said in caplog.text
+    for here in (None, archive.locate(tmp_path / "second")):
+        with pytest.raises(CheckpointError, match=said):
+            second.fetch(tmp_path / "second", here=here)
+    assert Mirror(MIRROR, Keep(last=3), None, "first").fetch(tmp_path / "new") is not None
 
 
 def test_files_beside_the_checkpoints_are_there_before_them(tmp_path: Path, memory: Any) -> None:
